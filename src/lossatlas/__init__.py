@@ -1,0 +1,1 @@
+"""Maps of neural-network loss landscapes."""

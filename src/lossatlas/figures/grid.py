@@ -1,0 +1,175 @@
+"""Load by temperature: where the cells of a grid lie in a plot, and drawing over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from numpy.typing import NDArray
+
+from lossatlas.errors import UserError
+from lossatlas.figures.style import INCH, SMALL, no_value_style, number
+
+Floats = NDArray[np.float64]
+
+COLDER_WITH_VALUE = ("batch_size",)  # a large batch averages the noise away; any other temperature rises with it
+_DIGIT = 0.64 * SMALL / INCH  # inches: the width of a digit of DejaVu Sans
+_LINE = 1.15 * SMALL / INCH  # inches: the height that a tick label needs
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One axis of the plot.
+
+    With positive values it is logarithmic and `centres` are the values; a zero has no logarithm, so then the
+    values stand side by side and `centres` are their ranks. `u` is the coordinate in which lengths on paper are
+    proportional: log(centre) or the rank.
+    """
+
+    name: str
+    label: str
+    values: tuple[float, ...]
+    is_inverted: bool
+
+    @property
+    def is_log(self) -> bool:
+        return min(self.values) > 0
+
+    @property
+    def centres(self) -> Floats:
+        return self.from_u(self.u)
+
+    @property
+    def u(self) -> Floats:
+        return np.log(self.values) if self.is_log else np.arange(len(self.values), dtype=np.float64)
+
+    @property
+    def u_edges(self) -> Floats:
+        """Midpoints, so geometric means on a logarithmic axis; the outer cells are symmetric about their value."""
+        u = self.u
+        if len(u) == 1:
+            half = np.log(2.0) / 2 if self.is_log else 0.5
+            return np.array([u[0] - half, u[0] + half])
+        middle = (u[:-1] + u[1:]) / 2
+        return np.concatenate([[2 * u[0] - middle[0]], middle, [2 * u[-1] - middle[-1]]])
+
+    @property
+    def edges(self) -> Floats:
+        return self.from_u(self.u_edges)
+
+    def from_u(self, u: Floats) -> Floats:
+        """The plot's own coordinate of `u`."""
+        return np.exp(u) if self.is_log else u
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The load axis to the right, the temperature axis upwards; arrays are (temperature, load)."""
+
+    load: Scale
+    temperature: Scale
+
+    def array(self, dataset: xr.Dataset, name: str) -> NDArray[Any]:
+        """A variable as an array (temperature, load), in ascending order of both."""
+        ordered = dataset[name].sortby([self.temperature.name, self.load.name])
+        return ordered.transpose(self.temperature.name, self.load.name).values
+
+    def floats(self, dataset: xr.Dataset, name: str) -> Floats:
+        """Such an array in float64; all NaN where the dataset has no such variable."""
+        if name not in dataset:
+            return np.full((len(self.temperature.values), len(self.load.values)), np.nan)
+        return self.array(dataset, name).astype(np.float64)
+
+
+def grid_of(dataset: xr.Dataset) -> Grid:
+    """The plane of a dataset over one load and one temperature axis.
+
+    Raises UserError where it has another number of either.
+    """
+    names: dict[str, list[str]] = {"load": [], "temperature": []}
+    for name in dataset.dims:
+        role = dataset[name].attrs.get("role") if name in dataset.coords else None
+        if role in names:
+            names[role].append(str(name))
+    for role, found in names.items():
+        if len(found) != 1:
+            many = f"{len(found)} ({', '.join(found)})" if found else "none"
+            raise UserError(
+                f"A map needs one {role} axis, these results have {many}. Give results with one {role} axis, or "
+                "choose one value of the others first, as in cells.sel(panel=1)."
+            )
+    return Grid(_scale(dataset[names["load"][0]]), _scale(dataset[names["temperature"][0]]))
+
+
+def _scale(coordinate: xr.DataArray) -> Scale:
+    name = str(coordinate.name)
+    label = str(coordinate.attrs.get("long_name", name.replace("_", " ")))
+    units = coordinate.attrs.get("units", "1")
+    label = label[:1].upper() + label[1:] + ("" if units == "1" else f" ({units})")
+    values = tuple(sorted(float(value) for value in coordinate.values))
+    return Scale(name, label, values, name in COLDER_WITH_VALUE)
+
+
+def prepare(axes: Axes, grid: Grid, *, xlabels: bool = True, ylabels: bool = True) -> None:
+    """Scales, limits and ticks: a tick at every grid value, the hottest row on top, no label upon another."""
+    for axis, scale, role in (
+        (axes.xaxis, grid.load, "load →"),
+        (axes.yaxis, grid.temperature, "hotter →"),
+    ):
+        is_x = axis is axes.xaxis
+        (axes.set_xscale if is_x else axes.set_yscale)("log" if scale.is_log else "linear")
+        low, high = scale.edges[[0, -1]]
+        limits = (high, low) if scale.is_inverted else (low, high)
+        (axes.set_xlim if is_x else axes.set_ylim)(*limits)
+        shown = xlabels if is_x else ylabels
+        axis.set_major_locator(FixedLocator(scale.centres.tolist()))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FixedFormatter(_thinned(axes, scale, is_x) if shown else []))
+        if shown:
+            axis.set_label_text(f"{scale.label} ({role})")
+
+
+def _thinned(axes: Axes, scale: Scale, is_x: bool) -> list[str]:
+    """The label of every tick, empty where it would touch another: the ends choose first, then powers of two."""
+    edges = scale.u_edges
+    places = (scale.u - edges[0]) / (edges[-1] - edges[0]) * inches_of(axes)[0 if is_x else 1]
+    texts = [number(value) for value in scale.values]
+    halves = [(len(text) + 0.4) * _DIGIT / 2 if is_x else _LINE / 2 for text in texts]
+    chosen: list[int] = []
+    ends = (0, len(texts) - 1)
+    for i in sorted(range(len(texts)), key=lambda i: (i not in ends, not _is_power_of_two(scale.values[i]))):
+        if all(abs(places[i] - places[j]) >= halves[i] + halves[j] for j in chosen):
+            chosen.append(i)
+    return [text if i in chosen else "" for i, text in enumerate(texts)]
+
+
+def _is_power_of_two(value: float) -> bool:
+    return value > 0 and math.frexp(value)[0] == 0.5
+
+
+def inches_of(axes: Axes) -> tuple[float, float]:
+    """Width and height of the axes on paper."""
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    box = axes.get_position()
+    width, height = figure.get_size_inches()
+    return float(box.width * width), float(box.height * height)
+
+
+def hatch_cells(axes: Axes, grid: Grid, where: NDArray[np.bool_]) -> None:
+    """Fill the cells (temperature, load) in `where` as having no value."""
+    x, y = grid.load.edges, grid.temperature.edges
+    corners: Sequence[Floats] = [
+        np.array([(x[j], y[i]), (x[j + 1], y[i]), (x[j + 1], y[i + 1]), (x[j], y[i + 1])])
+        for i, j in np.argwhere(where)
+    ]
+    if corners:
+        axes.add_collection(PolyCollection(corners, gid="no-value", **no_value_style()), autolim=False)

@@ -1,0 +1,140 @@
+"""Every metric over the grid of load and temperature, as in figures 2 and 3 of [Yang2021]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from lossatlas.errors import UserError
+from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
+from lossatlas.figures.style import SMALL, no_value_key, styled
+
+Floats = NDArray[np.float64]
+Limits = Literal["data", "published"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One panel: what it shows, how its colour bar is called, its colours and the limits of [Yang2021]."""
+
+    name: str
+    title: str
+    bar: str
+    colours: str
+    published: tuple[float, float]
+    kind: Literal["linear", "centred", "decades"] = "linear"
+
+
+METRICS = (
+    Metric("test_accuracy", "Test accuracy", "accuracy (%)", "viridis", (56.0, 91.0)),
+    Metric("train_loss", "Training loss", "cross entropy (nat)", "magma", (0.0, 3.0), "decades"),
+    Metric("ln_hessian_eig", "Hessian eigenvalue", r"$\ln \lambda_{\max}(H)$", "magma", (0.0, 6.0)),
+    Metric("ln_hessian_trace", "Hessian trace", r"$\ln \mathrm{tr}(H)$", "magma", (3.0, 8.0)),
+    Metric("mode_connectivity", "Mode connectivity", "mc (%)", "RdBu", (-30.0, 30.0), "centred"),
+    Metric("cka", "CKA similarity", "CKA", "viridis", (0.3, 0.8)),
+    Metric("distance", r"$\ell_2$ distance", r"$\Vert\theta-\theta'\Vert_2$", "viridis", (0.0, 100.0)),
+)
+_SIZE = (7.2, 3.6)  # inches: a two-column figure
+_DECADES = 30.0  # a loss that spans more than this is drawn on a logarithmic scale
+
+
+@styled
+def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
+    """The seven metrics of [Yang2021], figures 2 and 3, over load (rightwards) and temperature (upwards).
+
+    `cells` is what `summary.cells` returns, over one load and one temperature axis. `limits` of the colours: those of
+    the `data` (mode connectivity symmetric about 0; a training loss that spans more than a factor 30 logarithmic), or
+    the ones `published` in [Yang2021], where the end of a colour bar is pointed if values lie beyond. A cell without a
+    value is hatched, a metric without a variable is called "not measured"; nothing is interpolated.
+
+    Raises UserError if the cells have another number of axes, or `limits` is neither.
+    """
+    if limits not in ("data", "published"):
+        raise UserError(f'limits={limits!r} is not known. Use "data" or "published".')
+    grid = grid_of(cells)
+    figure = Figure(figsize=_SIZE)
+    layout = figure.add_gridspec(
+        2, 4, left=0.062, right=0.925, bottom=0.105, top=0.945, wspace=0.58, hspace=0.32
+    )
+    any_hatched = False
+    for place, metric in enumerate(METRICS):
+        row, column = divmod(place, 4)
+        axes = figure.add_subplot(layout[row, column])
+        # The last column has no panel below it, so its upper panel carries the labels of the load.
+        prepare(axes, grid, xlabels=row == 1 or column == 3, ylabels=column == 0)
+        axes.set_title(f"({'abcdefg'[place]}) {metric.title}", loc="left")
+        values = grid.floats(cells, metric.name)
+        hatch_cells(axes, grid, ~np.isfinite(values))
+        any_hatched |= not np.isfinite(values).all()
+        if np.isfinite(values).any():
+            _draw(axes, grid, metric, values, limits)
+        else:
+            _say_not_measured(axes)
+    _add_key(figure, layout[1, 3].get_position(figure).x0, any_hatched)
+    return figure
+
+
+def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, limits: Limits) -> None:
+    norm = _norm(metric, values, limits)
+    mesh = axes.pcolormesh(
+        grid.load.edges,
+        grid.temperature.edges,
+        np.ma.masked_invalid(values),
+        norm=norm,
+        cmap=metric.colours,
+        edgecolors="face",  # without it viewers show hairlines between the cells of a PDF
+        linewidth=0.1,
+        gid=metric.name,
+    )
+    figure, box = axes.figure, axes.get_position()
+    place = figure.add_axes((box.x1 + 0.008, box.y0, 0.010, box.height))
+    finite = values[np.isfinite(values)]
+    below, above = bool(finite.min() < norm.vmin), bool(finite.max() > norm.vmax)
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+    bar = Colorbar(place, mesh, extend=extend)
+    bar.set_label(metric.bar, fontsize=SMALL)
+    bar.ax.yaxis.set_label_coords(3.9, 0.5)  # one place for all, however wide the numbers are
+    bar.outline.set_linewidth(0.4)
+    if isinstance(norm, LogNorm):
+        bar.ax.yaxis.set_major_locator(LogLocator(numticks=5))
+    else:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _norm(metric: Metric, values: Floats, limits: Limits) -> Normalize:
+    """Where the colours of a metric begin and end."""
+    if limits == "published":
+        return Normalize(*metric.published)
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    if metric.kind == "centred":
+        reach = max(abs(low), abs(high)) or 1.0
+        return Normalize(-reach, reach)
+    if metric.kind == "decades" and low > 0 and high > _DECADES * low:
+        return LogNorm(low, high)
+    if low == high:  # one value has no range: a band about it keeps its colour bar readable
+        half = 0.05 * abs(low) or 1.0
+        return Normalize(low - half, high + half)
+    return Normalize(low, high)
+
+
+def _say_not_measured(axes: Axes) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", bbox=box)
+
+
+def _add_key(figure: Figure, left: float, any_hatched: bool) -> None:
+    """The free corner says what hatching means."""
+    if any_hatched:
+        figure.legend(handles=[no_value_key("no value")], loc="lower left", bbox_to_anchor=(left, 0.1))

@@ -1,0 +1,197 @@
+"""The phase diagram: cells coloured by phase, the boundaries that the thresholds draw, and what is doubtful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lossatlas.errors import UserError
+from lossatlas.figures.boundaries import Boundaries, boundaries
+from lossatlas.figures.grid import Grid, grid_of, hatch_cells, inches_of, prepare
+from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, no_value_key, number, styled
+
+_SIZE = (3.5, 3.0)  # inches: one column
+_ROW = 0.125  # inches: one row of the legend
+_LINES: dict[str, dict[str, Any]] = {
+    "sharp": {"linestyles": "-", "linewidths": 1.3},
+    "mode_connectivity": {"linestyles": [(0, (4, 1.5))], "linewidths": 1.3},
+    "cka": {"linestyles": [(0, (1, 1.2))], "linewidths": 1.3},
+}
+_MARKS: dict[str, dict[str, Any]] = {
+    "uncertain": {"marker": "o", "markersize": 3.0, "markerfacecolor": "none", "markeredgewidth": 0.5},
+    "not-ok": {"marker": "x", "markersize": 2.6, "markeredgewidth": 0.6},
+    "best": {"marker": "*", "markersize": 8.0, "markerfacecolor": "white", "markeredgewidth": 0.7},
+}
+_RASTER = 240  # pixels along an axis when the middle of a region is sought
+
+
+@styled
+def phase_map(
+    labels: xr.Dataset,
+    *,
+    best: Mapping[str, float] | None = None,
+    min_probability: float = 0.9,
+    min_margin: float = 0.1,
+) -> Figure:
+    """The phases of [Yang2021] over load (rightwards) and temperature (upwards).
+
+    `labels` is what `phases.label` returns. Every region is named at its pole of inaccessibility. Lines are the level
+    sets of the metrics at their thresholds (see `boundaries`); a metric without transition has no line, and the
+    legend says so. Circles mark labels in doubt: a probability below `min_probability`, or a margin below `min_margin`
+    (in MADs; the margin also covers what the probability holds fixed). Crosses mark cells with a status other than
+    ok, hatching cells without a phase, a star the cell `best` ({axis: value}).
+
+    Raises UserError if the labels have another number of axes, or `best` is no cell of theirs.
+    """
+    grid = grid_of(labels)
+    phases = grid.array(labels, "phase").astype(str)
+    lines = boundaries(labels, grid)
+    is_doubtful = (grid.floats(labels, "probability") < min_probability) | (
+        grid.floats(labels, "margin") < min_margin
+    )
+    status = grid.array(labels, "status").astype(str)
+    marks = {
+        "uncertain": _places(grid, is_doubtful & (phases != "")),
+        "not-ok": _places(grid, (status != "ok") & (status != "missing")),
+        "best": _star(grid, best),
+    }
+    doubt = f"probability < {number(min_probability)} or margin < {number(min_margin)}"
+    key = _key(lines, marks, doubt=doubt, has_holes=bool((phases == "").any()))
+    figure = Figure(figsize=_SIZE)
+    below = 0.35 + _ROW * math.ceil(len(key) / 2)
+    axes = figure.add_axes((0.145, below / _SIZE[1], 0.83, 1 - (below + 0.07) / _SIZE[1]))
+    prepare(axes, grid)
+    _fill(axes, grid, phases)
+    _draw_lines(axes, lines)
+    for name, points in marks.items():
+        if len(points):
+            axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **_MARKS[name])
+    halo = [withStroke(linewidth=1.6, foreground="white")]
+    for phase, x, y, size in _names(phases, grid, inches_of(axes)):
+        text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
+        text.set_gid("name")
+    figure.legend(
+        handles=key, loc="lower center", ncols=2, borderaxespad=0.2, labelspacing=0.3, columnspacing=1.2
+    )
+    return figure
+
+
+def _fill(axes: Axes, grid: Grid, phases: NDArray[Any]) -> None:
+    names = list(PHASE_COLOURS)
+    codes = np.array([[names.index(p) if p in names else -1 for p in row] for row in phases])
+    axes.pcolormesh(
+        grid.load.edges,
+        grid.temperature.edges,
+        np.ma.masked_less(codes, 0),
+        cmap=ListedColormap(list(PHASE_COLOURS.values())),
+        vmin=-0.5,
+        vmax=len(names) - 0.5,
+        edgecolors="white",
+        linewidth=0.25,
+        gid="phases",
+    )
+    hatch_cells(axes, grid, codes < 0)
+
+
+def _draw_lines(axes: Axes, lines: Boundaries) -> None:
+    for boundary in lines.found:
+        known = boundary.field[np.isfinite(boundary.field)]
+        if known.size and known.min() < 0 < known.max():
+            field = np.ma.masked_invalid(boundary.field)
+            drawn = axes.contour(
+                lines.x, lines.y, field, levels=[0.0], colors="black", **_LINES[boundary.name]
+            )
+            drawn.set_gid(boundary.name)
+
+
+def _places(grid: Grid, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    rows, columns = np.nonzero(where)
+    return np.column_stack([grid.load.centres[columns], grid.temperature.centres[rows]])
+
+
+def _star(grid: Grid, best: Mapping[str, float] | None) -> NDArray[np.float64]:
+    """The place of the cell that is named by its values, (1, 2); (0, 2) if none is."""
+    if best is None:
+        return np.empty((0, 2))
+    try:
+        row, column = (s.values.index(float(best[s.name])) for s in (grid.temperature, grid.load))
+    except (KeyError, ValueError):
+        axes = "; ".join(
+            f"{s.name}: {', '.join(map(number, s.values))}" for s in (grid.load, grid.temperature)
+        )
+        raise UserError(
+            f"best={dict(best)} is no cell of these labels. Give one value of each axis ({axes})."
+        ) from None
+    return np.array([[grid.load.centres[column], grid.temperature.centres[row]]])
+
+
+def _key(
+    lines: Boundaries,
+    marks: Mapping[str, NDArray[np.float64]],
+    *,
+    doubt: str,
+    has_holes: bool,
+) -> list[Artist]:
+    """The entries of the legend: lines with their thresholds, then the marks that occur."""
+    entries: list[Artist] = []
+    for boundary in lines.found:
+        style = _LINES[boundary.name]
+        pattern = style["linestyles"] if isinstance(style["linestyles"], str) else style["linestyles"][0]
+        entries.append(
+            Line2D([], [], color="black", linestyle=pattern, linewidth=1.3, label=boundary.text)
+        )
+    entries += [Line2D([], [], linestyle="none", label=f"{name}: no transition") for name in lines.without]
+    texts = {"uncertain": doubt, "not-ok": "a seed or pair not ok", "best": "best test accuracy"}
+    for name, points in marks.items():
+        if len(points):
+            style = {**_MARKS[name], "markersize": min(_MARKS[name]["markersize"], SMALL)}
+            entries.append(Line2D([], [], linestyle="none", color="black", label=texts[name], **style))
+    return [*entries, no_value_key("no phase")] if has_holes else entries
+
+
+def _names(
+    phases: NDArray[Any], grid: Grid, inches: tuple[float, float]
+) -> list[tuple[str, float, float, float]]:
+    """Name, place and size for the largest region of every phase, and for each other that holds a letter."""
+    columns, xs = _raster(grid.load.u_edges)
+    rows, ys = _raster(grid.temperature.u_edges)
+    pixel = (inches[1] / _RASTER, inches[0] / _RASTER)
+    named = []
+    for phase in PHASE_COLOURS:
+        regions, count = ndimage.label(phases == phase)
+        shapes = [regions[np.ix_(rows, columns)] == k for k in range(1, count + 1)]
+        shapes.sort(key=lambda shape: -int(shape.sum()))
+        for k, shape in enumerate(shapes):
+            depth = ndimage.distance_transform_edt(np.pad(shape, 1), sampling=pixel)[1:-1, 1:-1]
+            if k > 0 and depth.max() < 0.75 * FONT / INCH:
+                continue
+            row, column = _pole(depth, shape)
+            x, y = grid.load.from_u(xs[column]), grid.temperature.from_u(ys[row])
+            named.append((phase, float(x), float(y), FONT + 1 if k == 0 else SMALL))
+    return named
+
+
+def _raster(u_edges: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The cell and the coordinate u of every pixel along an axis."""
+    u = u_edges[0] + (np.arange(_RASTER) + 0.5) / _RASTER * (u_edges[-1] - u_edges[0])
+    return np.searchsorted(u_edges, u) - 1, u
+
+
+def _pole(depth: NDArray[np.float64], shape: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel farthest from the rim; of many such (in a strip) the one nearest the centre of the region."""
+    deepest = np.argwhere(depth > 0.97 * depth.max())
+    centre = np.argwhere(shape).mean(axis=0)
+    row, column = deepest[((deepest - centre) ** 2).sum(axis=1).argmin()]
+    return int(row), int(column)

@@ -1,0 +1,67 @@
+"""What the figures look like: one style, the colours of the phases, marks that mean the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+from matplotlib.patches import Patch
+
+SMALL = 6.0  # points: tick labels and legends
+FONT = 7.0  # points: everything else
+INCH = 72.0  # points
+
+# DejaVu Sans comes with matplotlib, so a figure looks the same, to the byte, on every machine.
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": FONT,
+    "axes.titlesize": FONT,
+    "axes.labelsize": FONT,
+    "axes.linewidth": 0.6,
+    "axes.titlepad": 3.0,
+    "axes.labelpad": 2.0,
+    "axes.unicode_minus": True,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.major.size": 2.0,
+    "ytick.major.size": 2.0,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.pad": 2.0,
+    "ytick.major.pad": 2.0,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.4,
+    "pdf.fonttype": 42,  # text stays text: journals refuse Type 3 fonts
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+# Warm is sharp, cool is flat. CIE L* is 48, 72, 93, 85, 58, so they differ in grey too; any two are at least 24
+# apart (CIE 1976 colour difference), also as a protan, deutan or tritan eye sees them (Machado 2009, severity 1).
+PHASE_COLOURS = {
+    "I": "#b5545c",
+    "II": "#ee9d5e",
+    "III": "#f7edb5",
+    "IV-A": "#b3d9ec",
+    "IV-B": "#4f93b8",
+}
+_NO_VALUE = {"facecolor": "#ebebeb", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0.0}
+
+styled = matplotlib.rc_context(STYLE)  # a decorator: the style holds inside the function and nowhere else
+
+
+def no_value_style() -> dict[str, Any]:
+    """How a cell without a value is filled: grey and hatched, unlike every colour of a map."""
+    return dict(_NO_VALUE)
+
+
+def no_value_key(text: str) -> Patch:
+    """The legend's entry for such cells."""
+    return Patch(**_NO_VALUE, label=text)
+
+
+def number(value: float) -> str:
+    """A short name for a number: 1024, 0.05, 5e-5."""
+    mantissa, e, exponent = f"{value:g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa

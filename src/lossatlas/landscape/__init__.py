@@ -1,0 +1,1 @@
+"""The mathematics of loss landscapes, usable alone on anybody's model."""

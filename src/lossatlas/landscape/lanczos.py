@@ -1,0 +1,225 @@
+"""Extremal eigenpairs of a symmetric operator: Lanczos with full orthogonalisation and thick restart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lossatlas.errors import UserError
+from lossatlas.landscape.operators import SymmetricOperator
+
+Which = Literal["largest", "smallest", "both"]
+
+BLOCK = 1 << 16  # coordinates a partial dot product runs over in the operator's type before float64 takes over
+BREAKDOWN_EPS = 32  # a next direction shorter than this many eps of the spectrum's size is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """Eigenpairs with what they rest on; NaN throughout where a product was not finite.
+
+    A residual is ||A v - lambda v|| of the unit vector v, from the recurrence, hence exact up to the rounding of the
+    operator's type (some eps ||A||). An eigenvalue of A lies within the residual of each value, and within
+    residual^2 / gap where the gap is larger; the angle of the vector is at most about residual / gap.
+    """
+
+    eigenvalues: Tensor  # (k,) float64; "both": (2k,), the k largest before the k smallest
+    eigenvectors: Tensor  # (n, k), of unit length, the component of largest magnitude positive
+    residuals: Tensor  # (k,) float64
+    gaps: Tensor  # (k,) float64: distance to the nearest other Ritz value, infinite when there is none
+    converged: Tensor  # (k,) bool: residual <= tol * largest magnitude of a Ritz value
+    matvecs: int
+    which: Which
+    tol: float
+    seed: int
+    reason: str = ""  # empty when all have converged
+
+
+def eigenpairs(
+    op: SymmetricOperator,
+    k: int = 1,
+    *,
+    which: Which = "largest",
+    tol: float = 1e-3,
+    max_matvecs: int = 200,
+    max_basis: int | None = None,
+    seed: int,
+) -> Eigenpairs:
+    """The k algebraically largest (descending) or smallest (ascending) eigenvalues of `op`, or k of each, with vectors.
+
+    Rayleigh-Ritz on the Krylov space of a random vector [Lanczos 1950], every new direction orthogonalised twice
+    against the whole basis, the projected matrix in float64. Stops when for every wanted pair
+    residual <= tol * max |Ritz value|, which estimates tol ||A||, or after `max_matvecs` products; failure to
+    converge is reported, not raised. `max_basis` bounds the memory, (max_basis + 1) n numbers (default: as many as
+    products): a full basis is compressed to its best Ritz vectors [Wu and Simon 2000]. Beside the products, the
+    work is 4 n m multiplications for the m-th direction.
+
+    When the Krylov space is exhausted (an invariant subspace), the search goes on from a new random direction until
+    k spaces are, so that an eigenvalue repeated k times is found k times. Without that, an exactly repeated
+    eigenvalue may be found once. Raises UserError for a k that does not fit the operator or the budgets.
+    """
+    wanted = 2 * k if which == "both" else k
+    _check(op.size, k, wanted, which, max_matvecs, max_basis)
+    capacity = min(op.size, max_matvecs, max_basis or op.size)
+    space = _Space(op, capacity, seed)
+    reason = f"not converged to tol={tol:g} within max_matvecs={max_matvecs} products"
+    for _ in range(max_matvecs):
+        if not space.grow():
+            return _failed(op, wanted, space.matvecs, which, tol, seed)
+        values, vectors = torch.linalg.eigh(space.projected[: space.m, : space.m])
+        residuals = space.beta * vectors[-1].abs()
+        chosen = _ranking(space.m, which)[:wanted]
+        small = residuals[chosen] <= tol * values.abs().max()
+        searched = space.exhausted == 0 or space.exhausted >= k
+        if space.m >= wanted and ((bool(small.all()) and searched) or space.m == op.size):
+            reason = ""
+            break
+        if space.m == capacity and space.matvecs < max_matvecs:
+            keep = _ranking(space.m, which)[: wanted + (capacity - wanted) // 2]
+            space.compress(values[keep], vectors[:, keep])
+    if which == "both":
+        chosen = chosen[0::2] + chosen[1::2]
+    found = space.combine(vectors[:, chosen])
+    residuals = residuals[chosen]
+    converged = residuals <= tol * values.abs().max()
+    return Eigenpairs(
+        eigenvalues=values[chosen],
+        eigenvectors=found,
+        residuals=residuals,
+        gaps=_gaps(values, chosen),
+        converged=converged,
+        matvecs=space.matvecs,
+        which=which,
+        tol=tol,
+        seed=seed,
+        reason="" if bool(converged.all()) else reason,
+    )
+
+
+class _Space:
+    """An orthonormal basis Q (m, n) with T = Q A Q', grown so that A Q' = Q' T + beta q e_m' all along.
+
+    T is filled by the coefficients of the orthogonalisation rather than by its two diagonals, so the relation
+    survives a restart: the coupling of the kept vectors to the next one comes out of the same products.
+    """
+
+    def __init__(self, op: SymmetricOperator, capacity: int, seed: int) -> None:
+        self._op = op
+        self._generator = torch.Generator().manual_seed(seed)
+        self.basis = torch.empty(capacity + 1, op.size, dtype=op.dtype, device=op.device)  # Q and the next q
+        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)  # T
+        self.m = 0
+        self.beta = 0.0
+        self.matvecs = 0
+        self.exhausted = 0  # invariant subspaces found
+        self._start()
+
+    def grow(self) -> bool:
+        """Take the next direction into the basis, at the cost of one product; False where that is not finite."""
+        image = self._op @ self.basis[self.m]
+        self.matvecs += 1
+        if not bool(image.isfinite().all()):
+            return False
+        self.m += 1
+        coefficients, rest = _orthogonalised(image, self.basis[: self.m])
+        self.projected[: self.m, self.m - 1] = self.projected[self.m - 1, : self.m] = coefficients
+        self.beta = _norm(rest)
+        size = self.projected[: self.m, : self.m].abs().max().item()
+        if self.m == self._op.size:
+            return True
+        if self.beta <= BREAKDOWN_EPS * torch.finfo(self._op.dtype).eps * size:
+            self.exhausted += 1
+            self._start()
+        else:
+            self.basis[self.m] = rest / self.beta
+        return True
+
+    def compress(self, values: Tensor, vectors: Tensor) -> None:
+        """Thick restart: keep the Ritz vectors of `vectors` (m, p) as the basis, and the next direction."""
+        kept = len(values)
+        rotation = vectors.T.to(self.basis)  # (p, m)
+        for start in range(0, self._op.size, BLOCK):  # in blocks, so that no second basis is needed
+            self.basis[:kept, start : start + BLOCK] = rotation @ self.basis[: self.m, start : start + BLOCK]
+        self.basis[kept] = self.basis[self.m]
+        self.projected.zero_()
+        self.projected[:kept, :kept] = torch.diag(values)
+        self.m = kept
+
+    def combine(self, vectors: Tensor) -> Tensor:
+        """(n, p): the unit vectors with coefficients `vectors` (m, p) in the basis, their signs fixed."""
+        found = self.basis[: self.m].T @ vectors.to(self.basis)
+        largest = found.gather(0, found.abs().argmax(0, keepdim=True))
+        return found / (torch.linalg.vector_norm(found, dim=0) * torch.where(largest < 0, -1.0, 1.0))
+
+    def _start(self) -> None:
+        """A random direction, orthogonal to the basis, as the next one."""
+        draw = torch.randn(self._op.size, generator=self._generator, dtype=torch.float64)
+        start = (draw / draw.norm()).to(self.basis)
+        _, start = _orthogonalised(start, self.basis[: self.m])
+        self.basis[self.m] = start / _norm(start)
+
+
+def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
+
+    Two passes leave rounding only ["twice is enough": Parlett 1998, section 6.9].
+    """
+    total = torch.zeros(len(basis), dtype=torch.float64)
+    for _ in range(2):
+        part = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
+        for start in range(0, vector.numel(), BLOCK):
+            part += (basis[:, start : start + BLOCK] @ vector[start : start + BLOCK]).double()
+        vector = vector - basis.T @ part.to(basis.dtype)
+        total += part.cpu()
+    return total, vector
+
+
+def _norm(vector: Tensor) -> float:
+    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+
+
+def _ranking(m: int, which: Which) -> list[int]:
+    """The indices of m ascending values from the wanted end (or from both ends in turn) on."""
+    if which == "both":
+        return [m - 1 - i // 2 if i % 2 == 0 else i // 2 for i in range(m)]
+    return list(range(m)) if which == "smallest" else list(range(m - 1, -1, -1))
+
+
+def _gaps(values: Tensor, chosen: list[int]) -> Tensor:
+    distances = (values[chosen].unsqueeze(1) - values).abs()
+    distances[torch.arange(len(chosen)), chosen] = math.inf
+    return distances.min(1).values
+
+
+def _failed(op: SymmetricOperator, wanted: int, matvecs: int, which: Which, tol: float, seed: int) -> Eigenpairs:
+    nothing = torch.full((wanted,), math.nan, dtype=torch.float64)
+    return Eigenpairs(
+        eigenvalues=nothing,
+        eigenvectors=torch.full((op.size, wanted), math.nan, dtype=op.dtype, device=op.device),
+        residuals=nothing,
+        gaps=nothing,
+        converged=torch.zeros(wanted, dtype=torch.bool),
+        matvecs=matvecs,
+        which=which,
+        tol=tol,
+        seed=seed,
+        reason=f"product {matvecs} is not finite",
+    )
+
+
+def _check(n: int, k: int, wanted: int, which: Which, max_matvecs: int, max_basis: int | None) -> None:
+    if which not in get_args(Which):
+        raise UserError(f"which={which!r} is not an end of the spectrum. Allowed are {', '.join(get_args(Which))}.")
+    if not 1 <= k <= wanted <= n:
+        raise UserError(
+            f"k={k} ({which}) asks for {wanted} eigenvalues of an operator of order {n}. Give a k from 1 to "
+            f"{n // 2 if which == 'both' else n}."
+        )
+    if max_matvecs < wanted:
+        raise UserError(f"max_matvecs={max_matvecs} is too few for {wanted} eigenvalues. Give at least {wanted}.")
+    if max_basis is not None and max_basis < min(wanted + 2, n):
+        raise UserError(f"max_basis={max_basis} cannot hold {wanted} Ritz vectors and the search. Give {wanted + 2} or more.")

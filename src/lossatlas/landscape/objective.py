@@ -1,0 +1,333 @@
+"""A loss over a data set as a function of the parameters.
+
+An `Objective` owns a private copy of the model, so the caller's model (weights, buffers, gradients, modes) is never
+touched, and it puts the random state back. Sums run over samples, not batches, so a ragged last batch is exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lossatlas.errors import UserError
+from lossatlas.landscape import batches as split
+from lossatlas.landscape.parameters import layout_of
+
+Batch = Any
+LossFn = Callable[[nn.Module, Batch], Tensor]
+BatchNormPolicy = Literal["eval", "recalibrate", "batch"]
+BATCHNORM_POLICIES = ("eval", "recalibrate", "batch")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What to predict and how to score it, sample by sample; callable as a LossFn (the mean over the batch)."""
+
+    predict: Callable[[nn.Module, Batch], Tensor]  # outputs (n, C)
+    loss: Callable[[Tensor, Batch], Tensor]  # outputs -> loss of every sample (n,)
+    extras: Mapping[str, Callable[[Tensor, Batch], Tensor]] = field(default_factory=dict)  # each (n,)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss over the samples of the batch."""
+        return self.loss(self.predict(model, batch), batch).mean()
+
+    def terms(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The loss and the extras of every sample, each (n,)."""
+        return {"loss": self.loss(outputs, batch)} | {k: f(outputs, batch) for k, f in self.extras.items()}
+
+
+class ModelCall(nn.Module):
+    """The model behind a function of (model, batch), so that `functional_call` reaches its tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
+        return function(self.model, batch)
+
+
+class Objective:
+    """The mean loss over `data` as a function of theta, the flat vector of the model's trainable parameters.
+
+    `data` is a sequence of batches or a function that yields them anew, in the same order, at every call (a
+    generator is refused). `loss` is a `Criterion`, or any function (model, batch) -> mean loss of the batch.
+    `batchnorm` says what BatchNorm layers do, and is to be recorded with every result:
+
+    - `"eval"`: they use the running statistics as they are
+    - `"recalibrate"`: their statistics are re-estimated at every theta by one pass over `recalibration` (default:
+      `data`), as the mean over its batches weighted by samples ([Garipov 2018]'s `update_bn`, [Xu2024]'s UpBN)
+    - `"batch"`: they use the statistics of each of the caller's batches (which are then never split)
+
+    `params` is a regular expression that chooses parameters by name. `chunk` splits batches into pieces of as many
+    samples; by default the piece whose largest activation takes some 4 MB, found without timing so that it is
+    the same everywhere. `dtype` and `device` move the private copy and the batches. On construction the loss and
+    gradient of the first piece are computed twice: a difference (Dropout, augmentation) raises UserError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Sequence[Batch] | Callable[[], Iterable[Batch]],
+        loss: LossFn | Criterion,
+        *,
+        batchnorm: BatchNormPolicy = "eval",
+        recalibration: Sequence[Batch] | Callable[[], Iterable[Batch]] | None = None,
+        params: str | None = None,
+        chunk: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batchnorm not in BATCHNORM_POLICIES:
+            allowed = ", ".join(BATCHNORM_POLICIES)
+            raise UserError(f"batchnorm={batchnorm!r} is not a BatchNorm policy. Allowed are {allowed}.")
+        first = next(iter(model.parameters()), None)
+        if first is None:
+            raise UserError(
+                "The model has no parameters, so it has no loss landscape. Give a model with parameters."
+            )
+        self.batchnorm = batchnorm
+        self.dtype = dtype or first.dtype
+        self.device = torch.device(device) if device is not None else first.device
+        self.layout = layout_of(model, params)
+        self.criterion = loss if isinstance(loss, Criterion) else None
+        self._loss = loss
+        self._call = ModelCall(copy.deepcopy(model).to(dtype=self.dtype, device=self.device))
+        self._norms = [m for m in self._call.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._call.eval()
+        for norm in self._norms:
+            norm.train(batchnorm == "batch")
+        self._source = split.reiterable(data, "data")
+        self._recalibration = (
+            split.reiterable(recalibration, "recalibration") if recalibration is not None else None
+        )
+        tensors = dict(self._call.model.named_parameters())
+        self.center = self.layout.flatten({n: tensors[n].detach() for n in self.layout.names})  # (n,)
+        self.chunk = self._choose_chunk(chunk)
+        self._check_determinism()
+
+    # ---- what the algorithms need -------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model, for hooks and for its tensors that theta does not hold; not to be changed."""
+        return self._call.model
+
+    def batches(self) -> Iterator[Batch]:
+        """The data in pieces of at most `chunk` samples, on the objective's device and in its dtype."""
+        for batch in self._source():
+            moved = split.move(batch, self.dtype, self.device)
+            yield from [moved] if self.batchnorm == "batch" else split.pieces(moved, self.chunk)
+
+    def buffers(self, theta: Tensor) -> dict[str, Tensor]:
+        """The buffers to use at theta: the model's own, or with BatchNorm statistics re-estimated there."""
+        own = {name: buffer.clone() for name, buffer in self._call.model.named_buffers()}
+        if self.batchnorm != "recalibrate" or not self._norms:
+            return own
+        with torch.no_grad(), preserved_rng(self.device):
+            return self._recalibrated(theta, own)
+
+    def predict(self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """(n, C): the outputs on a batch, differentiable in `tensors` (name -> parameter)."""
+        return self._functional(self._criterion("outputs").predict, tensors, buffers, batch)
+
+    def loss_sum(
+        self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, int]:
+        """The summed loss of a batch, differentiable in `tensors`, and the number of samples it sums over."""
+        if self.criterion is None:
+            count = split.count(batch)
+            return self._functional(self._loss, tensors, buffers, batch) * count, count
+        losses = self.criterion.loss(self.predict(tensors, buffers, batch), batch)
+        return losses.sum(), losses.numel()
+
+    # ---- what people call ---------------------------------------------------------------------------------
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """The mean loss at theta (n,), as a float64 scalar."""
+        return self.values(theta.unsqueeze(0))["loss"][0]
+
+    def values(self, thetas: Tensor) -> dict[str, Tensor]:
+        """(p, n) -> the mean over the data of the loss and of every extra, each (p,) in float64."""
+        rows = [self._means(theta) for theta in thetas]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def samples(self, theta: Tensor) -> dict[str, Tensor]:
+        """The loss and every extra of each of the N samples at theta, each (N,); needs a Criterion."""
+        criterion = self._criterion("values of single samples")
+        parts: list[dict[str, Tensor]] = []
+        with torch.no_grad(), preserved_rng(self.device):
+            tensors, buffers = self.unflatten(theta), self.buffers(theta)
+            for batch in self.batches():
+                parts.append(criterion.terms(self.predict(tensors, buffers, batch), batch))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """(N, C): the outputs on all samples at theta; needs a Criterion."""
+        self._criterion("outputs")
+        with torch.no_grad(), preserved_rng(self.device):
+            tensors, buffers = self.unflatten(theta), self.buffers(theta)
+            return torch.cat([self.predict(tensors, buffers, batch) for batch in self.batches()])
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """(n,): the gradient of the mean loss at theta."""
+        theta = self._checked(theta)
+        total, count = torch.zeros_like(theta), 0
+        with torch.enable_grad(), preserved_rng(self.device):
+            buffers = self.buffers(theta)
+            for batch in self.batches():
+                point = theta.detach().requires_grad_()
+                loss, samples = self.loss_sum(self.layout.unflatten(point), buffers, batch)
+                total += torch.autograd.grad(loss, point)[0]
+                count += samples
+        return total / count
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """The parameters by name at theta (n,); raises UserError for a vector of another size."""
+        return self.layout.unflatten(self._checked(theta))
+
+    # ---- private ------------------------------------------------------------------------------------------
+
+    def _checked(self, theta: Tensor) -> Tensor:
+        if theta.shape != (self.layout.size,):
+            raise UserError(f"theta has shape {tuple(theta.shape)}; this objective takes ({self.layout.size},).")
+        return theta.to(dtype=self.dtype, device=self.device)
+
+    def _criterion(self, what: str) -> Criterion:
+        if self.criterion is None:
+            raise UserError(
+                f"A bare loss function gives no {what}. Build the Objective with a lossatlas Criterion, such as "
+                "supervised(...), which says how the model predicts."
+            )
+        return self.criterion
+
+    def _functional(
+        self,
+        function: Callable[[nn.Module, Batch], Tensor],
+        tensors: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        batch: Batch,
+    ) -> Tensor:
+        swapped = {f"model.{name}": t for name, t in (*tensors.items(), *buffers.items())}
+        result: Tensor = functional_call(self._call, swapped, (function, batch))
+        return result
+
+    def _means(self, theta: Tensor) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        count = 0
+        with torch.no_grad(), preserved_rng(self.device):
+            tensors, buffers = self.unflatten(theta), self.buffers(theta)
+            for batch in self.batches():
+                if self.criterion is None:
+                    total, samples = self.loss_sum(tensors, buffers, batch)
+                    terms = {"loss": total}
+                else:
+                    terms = self.criterion.terms(self.predict(tensors, buffers, batch), batch)
+                    samples = terms["loss"].numel()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0) + term.double().sum()
+                count += samples
+        return {name: total / count for name, total in sums.items()}
+
+    def _recalibrated(self, theta: Tensor, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Statistics of one pass: each batch enters the running mean with its share of the samples seen so far."""
+        tensors = self.unflatten(theta)
+        momenta = [norm.momentum for norm in self._norms]
+        seen = 0
+        try:
+            for norm in self._norms:
+                norm.train()
+            for batch in (self._recalibration or self._source)():
+                moved = split.move(batch, self.dtype, self.device)
+                count = split.count(moved)
+                seen += count
+                for norm in self._norms:
+                    norm.momentum = count / seen
+                function = self.criterion.predict if self.criterion else self._loss
+                self._functional(function, tensors, buffers, moved)
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+        return buffers
+
+    def _choose_chunk(self, chunk: int | None) -> int:
+        if chunk is not None:
+            if chunk < 1:
+                raise UserError(
+                    f"chunk={chunk} is no number of samples. Give 1 or more, or None to have it chosen."
+                )
+            return chunk
+        first = next(iter(self._source()), None)
+        if first is None:
+            raise UserError("data holds no batch. Give at least one batch.")
+        single = next(split.pieces(split.move(first, self.dtype, self.device), 1))
+        function = self.criterion.predict if self.criterion else self._loss
+        with torch.no_grad(), preserved_rng(self.device):
+            was_training = [norm.training for norm in self._norms]
+            for norm in self._norms:
+                norm.eval()  # one sample has no batch statistics
+            try:
+                return split.chunk_for(self._call, lambda: self._call(function, single))
+            finally:
+                for norm, training in zip(self._norms, was_training, strict=True):
+                    norm.train(training)
+
+    def _first_piece(self) -> tuple[Tensor, Tensor]:
+        """The mean loss of the first piece of data and its gradient, both detached."""
+        point = self.center.clone().requires_grad_()
+        buffers = {n: b.clone() for n, b in self._call.model.named_buffers()}
+        loss, count = self.loss_sum(self.layout.unflatten(point), buffers, next(iter(self.batches())))
+        if loss.grad_fn is None:
+            raise UserError("The loss does not depend on the chosen parameters: its graph is empty.")
+        return loss.detach() / count, torch.autograd.grad(loss, point)[0]
+
+    def _check_determinism(self) -> None:
+        """Two passes over the first piece must agree, up to the non-associativity of parallel sums on a GPU."""
+        with torch.enable_grad(), preserved_rng(self.device):
+            (loss_a, grad_a), (loss_b, grad_b) = self._first_piece(), self._first_piece()
+        tolerance = 1e-4 if self.device.type != "cpu" else 1e-6
+        same = torch.allclose(loss_a, loss_b, rtol=tolerance, atol=0, equal_nan=True) and (
+            (grad_a - grad_b).norm() <= tolerance * grad_a.norm() or not bool(grad_a.isfinite().all())
+        )
+        if not same:
+            raise UserError(
+                "The loss is not a function of the parameters: two passes over the same batch gave "
+                f"{loss_a.item():.6g} and {loss_b.item():.6g}. Switch off what is random (functional dropout, "
+                "augmentation, a shuffled loader) and build the Objective again."
+            )
+
+
+def supervised(
+    loss: Callable[..., Tensor], extras: Mapping[str, Callable[[Tensor, Batch], Tensor]] | None = None
+) -> Criterion:
+    """The Criterion of batches (inputs, targets) for a loss with a `reduction` argument, as `F.cross_entropy`.
+
+    Outputs are `model(inputs)`. Losses with a `(n, C)` result, as `F.mse_loss`, are averaged over each sample.
+    """
+
+    def losses(outputs: Tensor, batch: Batch) -> Tensor:
+        values = loss(outputs, batch[1], reduction="none")
+        return values if values.dim() < 2 else values.flatten(1).mean(1)
+
+    return Criterion(predict=lambda model, batch: model(batch[0]), loss=losses, extras=dict(extras or {}))
+
+
+@contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Put the random state back afterwards."""
+    cpu = torch.get_rng_state()
+    accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if accelerator is not None:
+            torch.cuda.set_rng_state(accelerator, device)

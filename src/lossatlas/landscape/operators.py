@@ -1,0 +1,222 @@
+"""Symmetric linear operators: the one contract of the curvature algorithms, and the Hessian of an Objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lossatlas.errors import UserError
+from lossatlas.landscape import batches as split
+from lossatlas.landscape.objective import Batch, Objective, preserved_rng
+
+KEPT_BYTES = 1 << 30
+
+
+class SymmetricOperator(Protocol):
+    """A symmetric n x n matrix known by its products; lanczos.py and trace.py ask for nothing else."""
+
+    @property
+    def size(self) -> int:
+        """The order n."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the vectors that it takes and gives."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where those vectors lie."""
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        """(n,) -> (n,) or (n, k) -> (n, k)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixOperator:
+    """A symmetric operator with its matrix (n, n) at hand."""
+
+    matrix: Tensor
+
+    @property
+    def size(self) -> int:
+        """The order n."""
+        return self.matrix.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrix."""
+        return self.matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies."""
+        return self.matrix.device
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        return self.matrix @ vectors
+
+
+def from_matrix(matrix: Tensor) -> MatrixOperator:
+    """The operator of a symmetric floating-point matrix (n, n).
+
+    Raises UserError for another shape or type, or where entries differ from their mirror image by more than
+    rounding (1e3 eps of the largest entry).
+    """
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
+        raise UserError(
+            f"A symmetric operator needs a real square matrix; this one is {matrix.dtype} of shape "
+            f"{tuple(matrix.shape)}. Give a floating-point tensor of shape (n, n)."
+        )
+    asymmetry = (matrix - matrix.T).abs().max() if matrix.numel() else matrix.new_zeros(())
+    if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * matrix.abs().max():
+        raise UserError(
+            f"The matrix is not symmetric: A and its transpose differ by up to {asymmetry.item():.3g}. "
+            "Give a symmetric one, as (A + A.T) / 2."
+        )
+    return MatrixOperator(matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class _Differentiated:
+    """The gradient of a piece's summed loss, with the graph to differentiate it once more."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    count: int
+
+    def product(self, vectors: list[Tensor]) -> Tensor:
+        """(n,): the Hessian of the piece's summed loss times a vector, given as one tensor a parameter."""
+        pairs = [(g, v) for g, v in zip(self.gradients, vectors, strict=True) if g.requires_grad]
+        if not pairs:  # a loss that is linear in the parameters
+            return torch.cat([torch.zeros_like(p).reshape(-1) for p in self.parameters])
+        columns = torch.autograd.grad(
+            [g for g, _ in pairs],
+            self.parameters,
+            [v for _, v in pairs],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return torch.cat([column.reshape(-1) for column in columns])
+
+
+class HessianOperator:
+    """The Hessian of an Objective's mean loss at theta, by double backward: H v = d(g . v)/d theta.
+
+    Exact for any data, however its batches are cut: the summed losses of the pieces are differentiated, and their
+    sum is divided by the number of samples. BatchNorm statistics are those of the objective's policy at theta,
+    held fixed ("eval", "recalibrate") or differentiated through ("batch").
+
+    The graph of a piece's first backward pass is kept from product to product while the estimated memory of all
+    graphs stays within `memory` bytes, and built anew for the pieces beyond; the products are the same, bit for bit.
+    The estimate takes the bytes that autograd saves for the first piece, per sample. Cost of a product, in gradient
+    evaluations on the same data: 1.0 (MLP) to 2.7 (ResNet18) with kept graphs, 2.2 to 3.5 without.
+
+    Attention is computed by its plain formula, since the fused kernels cannot be differentiated twice. Raises
+    UserError where another operation cannot. `matvecs` counts the products.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor, *, memory: int = KEPT_BYTES) -> None:
+        self._objective = objective
+        self._tensors = {n: t.detach().clone() for n, t in objective.unflatten(theta).items()}
+        self._buffers = objective.buffers(theta)
+        self._kept: list[_Differentiated] = []
+        self._memory = memory
+        self._is_complete: bool | None = None  # not decided before the first product
+        self.size = objective.layout.size
+        self.dtype = objective.dtype
+        self.device = objective.device
+        self.matvecs = 0
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
+            raise UserError(
+                f"The Hessian takes vectors of shape ({self.size},) or ({self.size}, k), not {tuple(vectors.shape)}."
+            )
+        rows = vectors.to(self.device, self.dtype).reshape(self.size, -1).T.contiguous()  # (k, n)
+        columns = [list(self._objective.layout.unflatten(row).values()) for row in rows]
+        total, count = torch.zeros_like(rows), 0
+        with torch.enable_grad(), preserved_rng(self.device), _second_derivative():
+            for piece in self._pieces():
+                for sums, column in zip(total, columns, strict=True):
+                    sums += piece.product(column)
+                count += piece.count
+                del piece  # else its graph lives on while the next one is built
+        self.matvecs += len(rows)
+        return (total / count).T.reshape(vectors.shape)
+
+    def _pieces(self) -> Iterator[_Differentiated]:
+        """The differentiated pieces of the data in order: the kept ones, then the others, built anew."""
+        if self._is_complete is None:
+            self._is_complete = self._keep()
+        yield from self._kept
+        if not self._is_complete:
+            for batch in islice(self._objective.batches(), len(self._kept), None):
+                yield self._differentiated(batch)
+
+    def _keep(self) -> bool:
+        """Differentiate the first pieces, as many as fit the memory; are they all?"""
+        self._kept = []
+        used = per_sample = 0.0
+        for batch in self._objective.batches() if self._memory > 0 else ():
+            per_sample = per_sample or self._saved_bytes(batch) / split.count(batch)
+            used += per_sample * split.count(batch)
+            if used > self._memory:
+                return False
+            self._kept.append(self._differentiated(batch))
+        return self._memory > 0
+
+    def _differentiated(self, batch: Batch) -> _Differentiated:
+        parameters = {n: t.detach().requires_grad_() for n, t in self._tensors.items()}
+        buffers = {n: b.clone() for n, b in self._buffers.items()}  # batch statistics update them in place
+        with sdpa_kernel(SDPBackend.MATH):
+            loss, count = self._objective.loss_sum(parameters, buffers, batch)
+            leaves = list(parameters.values())
+            gradients = torch.autograd.grad(
+                loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return _Differentiated(leaves, list(gradients), count)
+
+    def _saved_bytes(self, batch: Batch) -> int:
+        """The bytes that the graph of a piece holds: every storage that autograd saves, once."""
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            graph = self._differentiated(batch)  # alive to the end, so that no address is used twice
+        del graph
+        return max(1, sum(storages.values()))
+
+
+def hessian(objective: Objective, theta: Tensor | None = None, *, memory: int = KEPT_BYTES) -> HessianOperator:
+    """The Hessian of the objective at theta (default: its centre); `memory` bounds the bytes of kept graphs."""
+    return HessianOperator(objective, objective.center if theta is None else theta, memory=memory)
+
+
+@contextmanager
+def _second_derivative() -> Iterator[None]:
+    """Where PyTorch has no second derivative, say so and name the way out."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        missing = text.startswith("derivative for") and "not implemented" in text
+        if not missing and "double backward" not in text.lower():
+            raise
+        raise UserError(
+            f"The model uses an operation that PyTorch cannot differentiate twice, so it has no Hessian products: "
+            f"{text.splitlines()[0]} Use a plain formulation of it: the uncompiled module instead of a torch.compile "
+            "one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its parameters out by "
+            "params=..."
+        ) from error

@@ -1,0 +1,113 @@
+"""The table of measures: one row each, which says what is measured of what, with which settings, into which variables.
+
+A new measure is a pure function in `landscape/`, a row here (with its adapter in `models.py` or `pairs.py`), and a
+test. Reading the table loads no torch; the adapters import it when they run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lossatlas.measures import models, pairs
+from lossatlas.measures import settings as s
+from lossatlas.measures.jobs import Outcome
+from lossatlas.results import Quantity
+from lossatlas.settings import Settings
+
+Scope = Literal["model", "pair", "cell"]
+
+
+def all_pairs(_settings: Any, seeds: Sequence[int]) -> list[tuple[int, int]]:
+    """Every pair of seeds a < b."""
+    return list(itertools.combinations(sorted(seeds), 2))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: a step of the sweep."""
+
+    name: str  # of the step, and of its section in the spec unless `section` says otherwise
+    scope: Scope
+    settings: type[Settings]
+    version: int  # to be raised by hand whenever the same inputs give other numbers
+    run: Callable[..., Outcome]
+    quantities: Mapping[str, tuple[Quantity, ...]]  # group of the results -> its variables
+    section: str = ""
+    always: bool = False  # measured even if the spec does not ask for it
+    after: tuple[str, ...] = ()  # steps whose arrays it takes
+    matters: frozenset[str] | None = None  # the settings that change the result; None: all
+    pairs: Callable[[Any, Sequence[int]], list[tuple[int, int]]] = field(default=all_pairs)
+
+    def content(self, settings: Settings) -> dict[str, Any]:
+        """The part of the settings that belongs into the key."""
+        content = {k: v for k, v in settings.content().items() if k not in ("pairs",)}
+        return content if self.matters is None else {k: v for k, v in content.items() if k in self.matters}
+
+
+_FIT = frozenset({"kind", "bends", "start", "epochs", "lr", "momentum", "batch_size", "l2"})
+
+STEPS: tuple[Measure, ...] = (
+    Measure(
+        "evaluation", "model", s.Evaluation, 1, models.evaluate, {"models": models.EVALUATION_QUANTITIES}, always=True
+    ),
+    Measure("hessian", "model", s.Hessian, 1, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
+    Measure(
+        "curve",
+        "pair",
+        s.Connectivity,
+        1,
+        pairs.fit_curve,
+        {"pairs": pairs.CONNECTIVITY_QUANTITIES[-1:]},
+        section="connectivity",
+        matters=_FIT,
+        pairs=pairs.chosen_pairs,
+    ),
+    Measure(
+        "connectivity",
+        "pair",
+        s.Connectivity,
+        1,
+        pairs.connectivity,
+        {"pairs": pairs.CONNECTIVITY_QUANTITIES[:-1], "curves": pairs.CURVE_QUANTITIES},
+        after=("curve",),
+        matters=frozenset({"points", "rule", "data"}),
+        pairs=pairs.chosen_pairs,
+    ),
+    Measure("cka", "pair", s.CKA, 1, pairs.cka, {"pairs": pairs.CKA_QUANTITIES}),
+    Measure("distance", "pair", s.Distance, 1, pairs.distance, {"pairs": pairs.DISTANCE_QUANTITIES}),
+    Measure(
+        "disagreement", "pair", s.Disagreement, 1, pairs.disagreement, {"pairs": pairs.DISAGREEMENT_QUANTITIES}
+    ),
+    Measure("ensemble", "cell", s.Ensemble, 1, pairs.ensemble, {"cells": pairs.ENSEMBLE_QUANTITIES}),
+)
+
+
+def section_of(step: Measure) -> str:
+    """The section of the spec that asks for a step."""
+    return step.section or step.name
+
+
+TABLE: tuple[Measure, ...] = tuple(step for step in STEPS if not step.section)  # one row a section of the spec
+
+
+def problems(asked: Mapping[str, Settings], seeds: Sequence[int]) -> list[str]:
+    """What is wrong with the settings of the measures given the seeds, one sentence each."""
+    settings = asked.get("connectivity")
+    if not isinstance(settings, s.Connectivity):
+        return []
+    where = "measures.connectivity.pairs"
+    most = len(all_pairs(settings, seeds))
+    if isinstance(settings.pairs, int) and settings.pairs > max(1, most):
+        return [
+            f"{where}: {settings.pairs} was given; {len(seeds)} seeds have {most} pairs, so allowed are 1 to {most}, "
+            '"ring", "all", or a list of pairs'
+        ]
+    listed = settings.pairs if isinstance(settings.pairs, tuple) else ()
+    return [
+        f"{where}: {list(pair)} was given; allowed are two different ones of the seeds {list(seeds)}"
+        for pair in listed
+        if len(set(pair)) < 2 or not set(pair) <= set(seeds)
+    ]

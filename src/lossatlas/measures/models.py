@@ -1,0 +1,136 @@
+"""Measures of one model: loss and error, Hessian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
+from lossatlas.measures.settings import Evaluation, Hessian
+from lossatlas.results import Quantity
+from lossatlas.seeding import derive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lossatlas.landscape.lanczos import Eigenpairs
+    from lossatlas.landscape.trace import TraceEstimate
+
+EVALUATION_BATCH = 1024  # cut further by the objective; part of no key, since sums are in float64
+BASIS_BYTES = 1 << 30  # memory of the Krylov basis; a full one is compressed and goes on
+
+_MEAN = "mean over all samples, eval mode"
+_SE = "s / sqrt(N) over the samples"
+
+EVALUATION_QUANTITIES = tuple(
+    quantity
+    for part, people in (("train", "training"), ("test", "test"))
+    for quantity in (
+        Quantity(f"{part}_loss", "nat", f"{people} loss", _MEAN),
+        Quantity(f"{part}_loss_se", "nat", f"standard error of the {people} loss", _SE),
+        Quantity(f"{part}_error", "%", f"{people} error", _MEAN),
+        Quantity(f"{part}_error_se", "%", f"standard error of the {people} error", _SE),
+    )
+)
+
+_LANCZOS = "Lanczos with full reorthogonalisation"
+HESSIAN_QUANTITIES = (
+    Quantity("hessian_eig", "nat", "largest Hessian eigenvalue", _LANCZOS),
+    Quantity("hessian_eig_residual", "nat", "residual |Hv - ev| of the largest eigenvalue", _LANCZOS),
+    Quantity("hessian_eig_min", "nat", "smallest Hessian eigenvalue", _LANCZOS),
+    Quantity("hessian_eig_min_residual", "nat", "residual |Hv - ev| of the smallest eigenvalue", _LANCZOS),
+    Quantity("hessian_eig_converged", "1", "1: the largest eigenvalue met its tolerance", "residual <= tol max|e|"),
+    Quantity("hessian_eigs", "nat", "largest Hessian eigenvalues, descending", _LANCZOS),
+    Quantity("hessian_matvecs", "1", "Hessian-vector products spent on eigenvalues", "count"),
+    Quantity("hessian_trace", "nat", "Hessian trace", "tr H = tr GGN where exact, else Hutchinson"),
+    Quantity("hessian_trace_se", "nat", "standard error of the trace's estimator", "0: exact; else over probes"),
+    Quantity("hessian_trace_data_se", "nat", "standard error of the trace over samples", "s / sqrt(m), if exact"),
+    Quantity("hessian_trace_exact", "1", "1: the trace has no estimator error", "tr H = tr GGN detected"),
+    Quantity("hessian_trace_converged", "1", "1: the trace met its relative error", "standard error <= rel |trace|"),
+)
+
+
+def evaluate(
+    job: Job, settings: Evaluation, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """Mean loss and error of the training and the test samples; at chance level the model is `collapsed`."""
+    from lossatlas.landscape.estimate import sample_mean
+    from lossatlas.landscape.objective import Objective
+
+    (trained,) = models
+    values: Values = {}
+    for part in ("train", "test"):
+        samples = job.train if part == "train" else job.test
+        objective = Objective(trained.model, samples.batches(EVALUATION_BATCH), job.criterion)
+        for name, column in objective.samples(objective.center).items():
+            estimate = sample_mean(column)
+            values[f"{part}_{name}"], values[f"{part}_{name}_se"] = estimate.value, estimate.stderr
+    guessing = 100 - 100 / job.classes
+    error = values["train_error"]
+    if isinstance(error, float) and error >= guessing:
+        reason = f"the training error of {error:.4g}% is no better than guessing ({guessing:.4g}%)"
+        return Outcome(values, "collapsed", reason)
+    return Outcome(values)
+
+
+def hessian(
+    job: Job, settings: Hessian, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """Extremal eigenvalues and trace on `images` samples; see `landscape.lanczos` and `landscape.trace`."""
+    from lossatlas.landscape.lanczos import eigenpairs
+    from lossatlas.landscape.objective import Objective
+    from lossatlas.landscape.operators import hessian as operator_of
+    from lossatlas.landscape.trace import trace
+
+    (trained,) = models
+    seed = derive(trained.seed, "hessian")
+    objective = Objective(trained.model, [_images(job, settings, seed)], job.criterion)
+    operator = operator_of(objective)
+    pairs = eigenpairs(
+        operator,
+        settings.eigenvalues,
+        which="both",
+        tol=settings.tol,
+        max_matvecs=settings.max_matvecs,
+        max_basis=max(20 * settings.eigenvalues, BASIS_BYTES // (4 * operator.size)),
+        seed=seed,
+    )
+    tr = trace(objective, rel=settings.trace_rel, max_matvecs=settings.max_matvecs, seed=seed)
+    values = _hessian_values(pairs, tr, published=settings.protocol == "published")
+    bad = [name for name in ("hessian_eig", "hessian_trace") if not math.isfinite(float(values[name]))]  # type: ignore[arg-type]
+    if bad:
+        return Outcome({}, "failed", f"{' and '.join(bad)} is not finite ({pairs.reason or tr.reason})")
+    return Outcome(values)
+
+
+def _images(job: Job, settings: Hessian, seed: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    samples = job.samples(settings.data)
+    if settings.protocol == "lossatlas":
+        return samples.head(settings.images)
+    generator = torch.Generator().manual_seed(seed)
+    return samples.take(torch.randperm(len(samples), generator=generator)[: settings.images])
+
+
+def _hessian_values(pairs: Eigenpairs, tr: TraceEstimate, *, published: bool) -> Values:
+    k = len(pairs.eigenvalues) // 2  # the k largest, then the k smallest
+    top = 0
+    if published and abs(pairs.eigenvalues[k]) > abs(pairs.eigenvalues[0]):
+        top = k  # [Yang2021]'s power iteration finds the largest magnitude, whatever its sign
+    values: Values = {
+        "hessian_eig": pairs.eigenvalues[top].item(),
+        "hessian_eig_residual": pairs.residuals[top].item(),
+        "hessian_eig_converged": float(pairs.converged[top]),
+        "hessian_eig_min": pairs.eigenvalues[k].item(),
+        "hessian_eig_min_residual": pairs.residuals[k].item(),
+        "hessian_eigs": pairs.eigenvalues[:k].tolist(),
+        "hessian_matvecs": float(pairs.matvecs),
+        "hessian_trace": tr.value,
+        "hessian_trace_se": tr.stderr,
+        "hessian_trace_data_se": tr.data_stderr,
+        "hessian_trace_exact": float(tr.method == "exact-ggn"),
+        "hessian_trace_converged": float(tr.converged),
+    }
+    return values

@@ -1,0 +1,270 @@
+"""Measures of pairs of models (mode connectivity, CKA, distance, disagreement) and of all seeds of a cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
+from lossatlas.measures.settings import CKA, Connectivity, Disagreement, Distance, Ensemble
+from lossatlas.results import Quantity
+from lossatlas.seeding import derive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lossatlas.landscape.estimate import Estimate
+
+RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; part of the definition
+FORWARD_BATCH = 1024
+
+_CURVE = "at the points of the curve, BatchNorm re-estimated at each"
+CURVE_QUANTITIES = tuple(
+    quantity
+    for part, people in (("train", "training"), ("test", "test"))
+    for name, units in (("loss", "nat"), ("error", "%"))
+    for quantity in (
+        Quantity(f"{part}_{name}", units, f"{people} {name} along the curve", _CURVE),
+        Quantity(f"{part}_{name}_min", units, f"smallest {people} {name} along the curve", _CURVE),
+        Quantity(f"{part}_{name}_max", units, f"largest {people} {name} along the curve", _CURVE),
+        Quantity(f"{part}_{name}_mean", units, f"mean {people} {name} over the points", _CURVE),
+        Quantity(
+            f"{part}_{name}_integral", units, f"length-weighted mean {people} {name}", "trapezoid over arc length"
+        ),
+    )
+) + (Quantity("arc_length", "1", "arc length of the curve in parameter space", "Gauss quadrature of the speed"),)
+
+CONNECTIVITY_QUANTITIES = (
+    Quantity("mode_connectivity", "%", "mode connectivity", "[Yang2021] eq. 4"),
+    Quantity("mode_connectivity_se", "%", "standard error of mode connectivity", "paired over samples, t* as found"),
+    Quantity("t_star", "1", "where the curve deviates most", "argmax |h - E(t)|"),
+    Quantity("t_star_at_end", "1", "1: an end deviates more than every inner point", "argmax over all points"),
+    Quantity("curve_train_loss", "nat", "training loss of the curve's last epoch, at random t", "running mean"),
+)
+
+CKA_QUANTITIES = (
+    Quantity("cka", "1", "CKA similarity", "linear, centred, float64, softmax outputs on mixup images"),
+    Quantity("cka_se", "1", "standard error of CKA over samples", "delete-a-block jackknife"),
+)
+DISTANCE_QUANTITIES = (Quantity("distance", "1", "l2 distance of the parameters", "exact"),)
+DISAGREEMENT_QUANTITIES = (
+    Quantity("disagreement", "%", "disagreement of predictions", "test samples"),
+    Quantity("disagreement_se", "%", "standard error of the disagreement", "binomial"),
+    Quantity("jensen_shannon", "nat", "Jensen-Shannon divergence of the softmax outputs", "mean over samples"),
+    Quantity("jensen_shannon_se", "nat", "standard error of the Jensen-Shannon divergence", "s / sqrt(N)"),
+    Quantity("output_cosine", "1", "cosine of the outputs before softmax", "mean over samples"),
+    Quantity("output_cosine_se", "1", "standard error of the cosine", "s / sqrt(N)"),
+)
+ENSEMBLE_QUANTITIES = (
+    Quantity("ensemble_error", "%", "test error of the ensemble of all ok seeds", "argmax of the mean softmax"),
+    Quantity("ensemble_error_se", "%", "standard error of the ensemble's error", "s / sqrt(N)"),
+    Quantity("ensemble_size", "1", "seeds in the ensemble", "count"),
+)
+
+
+def chosen_pairs(settings: Connectivity, seeds: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs of seeds to connect: all, the ring (0,1)(1,2)...(n-1,0), the first of the ring, or those listed."""
+    ordered = sorted(seeds)
+    ring = [(min(a, b), max(a, b)) for a, b in zip(ordered, [*ordered[1:], *ordered[:1]], strict=True) if a != b]
+    ring = list(dict.fromkeys(ring))  # of two seeds, the ring is one pair
+    if settings.pairs == "all":
+        return list(itertools.combinations(ordered, 2))
+    if settings.pairs == "ring":
+        return ring
+    if isinstance(settings.pairs, int):
+        rest = [pair for pair in itertools.combinations(ordered, 2) if pair not in ring]
+        return [*ring, *rest][: settings.pairs]
+    return [(min(p), max(p)) for p in settings.pairs]
+
+
+def fit_curve(
+    job: Job, settings: Connectivity, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """The bends of a low-loss curve between two models; see `landscape.curve_fitting.fit`."""
+    import torch
+
+    from lossatlas.landscape import curve_fitting
+    from lossatlas.landscape.parameters import flat_parameters
+
+    first, second = models
+    seed = derive(first.seed, f"curve to {second.seed}")
+    order = torch.Generator().manual_seed(derive(seed, "order"))
+    bends = [flat_parameters(job.initialise(derive(seed, f"bend {i}"))) for i in range(settings.bends)]
+    fitted = curve_fitting.fit(
+        first.model,
+        (first.theta, second.theta),
+        lambda _epoch: job.train.shuffled(settings.batch_size, order, drop_last=False),
+        job.criterion,
+        seed=seed,
+        bends=settings.bends,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        l2=settings.l2,
+        kind=settings.kind,
+        start=torch.stack(bends).to(first.theta) if settings.start == "random" else "midpoint",
+        progress=job.progress,
+    )
+    values: Values = {"curve_train_loss": fitted.losses[-1]}
+    return Outcome(values, fitted.status, fitted.reason, {"bends": fitted.points[1:-1].cpu().contiguous()})
+
+
+def connectivity(
+    job: Job, settings: Connectivity, models: Sequence[TrainedSeed], inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """Loss and error along the fitted curve on training and test samples, and mode connectivity.
+
+    BatchNorm is re-estimated on the training samples at every point, once for both parts.
+    """
+    import torch
+
+    from lossatlas.landscape import paths
+    from lossatlas.landscape.objective import Objective
+
+    first, second = models
+    points = torch.stack([first.theta, *inputs["bends"].to(first.theta), second.theta])
+    objective = Objective(
+        first.model,
+        lambda: itertools.chain(job.train.batches(FORWARD_BATCH)(), job.test.batches(FORWARD_BATCH)()),
+        job.criterion,
+        batchnorm="recalibrate",
+        recalibration=job.train.batches(RECALIBRATION_BATCH),
+    )
+    ts = torch.linspace(0, 1, settings.points, dtype=torch.float64)
+    along = paths.evaluate(objective, points, ts, kind=settings.kind)
+    split = {"train": slice(0, len(job.train)), "test": slice(len(job.train), None)}
+    values: Values = {"arc_length": along.positions[-1].item()}
+    for part, index in split.items():
+        for name, rows in along.samples.items():
+            values |= _curve_values(f"{part}_{name}", ts, rows[:, index].mean(1), along.positions)
+    errors = along.samples["error"][:, split[settings.data]]
+    mc = paths.connectivity(errors.mean(1), ts, rule=settings.rule, samples=errors, classes=job.classes)
+    values |= {"mode_connectivity": mc.value, "mode_connectivity_se": mc.stderr, "t_star": mc.t_star}
+    values["t_star_at_end"] = float(mc.t_star_at_end)
+    return Outcome(values, mc.status, mc.reason)
+
+
+def _curve_values(name: str, ts: Tensor, values: Tensor, positions: Tensor) -> Values:
+    from lossatlas.landscape import paths
+
+    summary = paths.summary(ts, values, positions)
+    return {
+        name: values.tolist(),
+        f"{name}_min": summary.min,
+        f"{name}_max": summary.max,
+        f"{name}_mean": summary.mean,
+        f"{name}_integral": summary.integral,
+    }
+
+
+def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
+    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each with its own draw."""
+    from lossatlas.landscape import similarity
+
+    first, second = models
+    draws = ["all pairs"]
+    if settings.protocol == "published":
+        draws = [f"{first.seed} {second.seed}", f"{second.seed} {first.seed}"]
+    estimates = []
+    for draw in draws:
+        outputs = [_probabilities(job, m, _mixed(job, settings, draw), ("mixup", draw)) for m in models]
+        estimates.append(similarity.cka(*outputs))
+    return _mean_outcome("cka", estimates)
+
+
+def _mixed(job: Job, settings: CKA, draw: str) -> Tensor:
+    """The mixup images of a draw; all pairs share one, unless the published protocol is asked for."""
+    from lossatlas.landscape import similarity
+
+    def make() -> Tensor:
+        inputs = job.samples(settings.data).head(settings.images)[0]
+        if settings.mixup_alpha == 0:
+            return inputs
+        generator = np.random.default_rng(derive(0, f"mixup of {draw}"))
+        return similarity.mixup(inputs, alpha=settings.mixup_alpha, generator=generator)
+
+    mixed: Tensor = job.remember(("inputs", draw), make)
+    return mixed
+
+
+def _outputs(job: Job, trained: TrainedSeed, inputs: Tensor, name: object) -> Tensor:
+    """(n, C): the outputs of a model on inputs, computed once a cell."""
+    from lossatlas.landscape.objective import Objective
+
+    def make() -> Tensor:
+        import torch
+
+        targets = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)  # not looked at
+        objective = Objective(trained.model, [(inputs, targets)], job.criterion)
+        return objective.outputs(objective.center)
+
+    outputs: Tensor = job.remember(("outputs", trained.seed, name), make)
+    return outputs
+
+
+def _probabilities(job: Job, trained: TrainedSeed, inputs: Tensor, name: object) -> Tensor:
+    return _outputs(job, trained, inputs, name).double().softmax(dim=1)
+
+
+def distance(
+    job: Job, settings: Distance, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """l2 distance of the parameters."""
+    from lossatlas.landscape import similarity
+
+    return _outcome({"distance": similarity.distance(models[0].theta, models[1].theta)})
+
+
+def disagreement(
+    job: Job, settings: Disagreement, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """Disagreement in percent, Jensen-Shannon divergence and cosine of the outputs, each with its standard error."""
+    from lossatlas.landscape import similarity
+
+    samples = job.samples(settings.data)
+    inputs = samples.head(len(samples))[0]
+    a, b = (_outputs(job, m, inputs, settings.data).double() for m in models)
+    p, q = a.softmax(dim=1), b.softmax(dim=1)
+    return _outcome(
+        {
+            "disagreement": similarity.disagreement(p, q),
+            "jensen_shannon": similarity.jensen_shannon(p, q),
+            "output_cosine": similarity.cosine(a, b),
+        }
+    )
+
+
+def ensemble(
+    job: Job, settings: Ensemble, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+) -> Outcome:
+    """The error of the averaged softmax outputs of all given seeds."""
+    from lossatlas.landscape import similarity
+
+    samples = job.samples(settings.data)
+    inputs, targets = samples.head(len(samples))
+    members = [_outputs(job, m, inputs, settings.data).double().softmax(dim=1) for m in models]
+    outcome = _outcome({"ensemble_error": similarity.ensemble_error(members, targets)})
+    outcome.values["ensemble_size"] = float(len(models))
+    return outcome
+
+
+def _outcome(estimates: Mapping[str, Estimate]) -> Outcome:
+    """Values and standard errors; the first estimate that failed gives the status."""
+    values: Values = {}
+    for name, estimate in estimates.items():
+        values |= {name: estimate.value, f"{name}_se": estimate.stderr}
+    bad = [e for e in estimates.values() if e.status != "ok"]
+    return Outcome(values, bad[0].status, bad[0].reason) if bad else Outcome(values)
+
+
+def _mean_outcome(name: str, estimates: Sequence[Estimate]) -> Outcome:
+    """The mean of independent estimates of the same quantity."""
+    bad = [e for e in estimates if e.status != "ok"]
+    if bad:
+        return Outcome({}, bad[0].status, bad[0].reason)
+    count = len(estimates)
+    stderr = sum(e.stderr**2 for e in estimates) ** 0.5 / count
+    return Outcome({name: sum(e.value for e in estimates) / count, f"{name}_se": stderr})

@@ -1,0 +1,99 @@
+"""The settings of the measures: their budgets and protocols, as they stand in the spec's `[measures]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from lossatlas.settings import Count, NonNegative, Positive, Settings
+
+Protocol = Literal["lossatlas", "published"]
+Part = Literal["train", "test"]
+SeedPair = Annotated[tuple[int, ...], Field(min_length=2, max_length=2)]
+
+
+def _published(values: Any, **defaults: Any) -> Any:
+    """With `protocol = "published"`, what [Yang2021]'s code does becomes the default of what is not given."""
+    if isinstance(values, dict) and values.get("protocol") == "published":
+        return {**defaults, **values}
+    return values
+
+
+class Evaluation(Settings):
+    """Loss and error on all training and test samples; always measured."""
+
+
+class Hessian(Settings):
+    """Extremal eigenvalues and trace of the Hessian of the mean cross entropy, in eval mode.
+
+    `published`: one random batch of `images` a model, and the eigenvalue of the largest magnitude.
+    """
+
+    protocol: Protocol = "lossatlas"
+    data: Part = "train"
+    images: Count = 200  # the first of the subset in its fixed order
+    eigenvalues: Count = 1  # how many of the largest
+    tol: Positive = 1e-3  # residual, relative to the largest magnitude
+    trace_rel: Positive = 0.05  # standard error of a stochastic trace, relative to it
+    max_matvecs: Count = 200
+
+
+class Connectivity(Settings):
+    """Mode connectivity along a trained curve.
+
+    `published`: pair (0, 1), five points, the first argmax over all of them, the bend starts from a fresh
+    initialisation.
+    """
+
+    protocol: Protocol = "lossatlas"
+    pairs: Count | Literal["all", "ring"] | tuple[SeedPair, ...] = 1
+    kind: Literal["bezier", "chain"] = "bezier"
+    bends: Count = 1
+    start: Literal["midpoint", "random"] = "midpoint"
+    epochs: Count = 50
+    lr: Positive = 0.01
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    batch_size: Count = 128
+    l2: NonNegative = 5e-4
+    points: int = Field(default=9, ge=3)
+    rule: Literal["inner", "published"] = "inner"
+    data: Part = "train"  # whose error makes mc
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protocol(cls, values: Any) -> Any:
+        return _published(values, points=5, rule="published", start="random", pairs=1)
+
+
+class CKA(Settings):
+    """Linear CKA of the softmax outputs on mixup images.
+
+    `published`: 6 batches of 128, drawn anew for each ordered pair.
+    """
+
+    protocol: Protocol = "lossatlas"
+    data: Part = "train"
+    images: Count = 2560
+    mixup_alpha: NonNegative = 16.0  # 0: clean images
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protocol(cls, values: Any) -> Any:
+        return _published(values, images=768)
+
+
+class Distance(Settings):
+    """l2 distance of the parameter vectors."""
+
+
+class Disagreement(Settings):
+    """How the predictions of two seeds differ, on the test samples."""
+
+    data: Part = "test"
+
+
+class Ensemble(Settings):
+    """The error of the mean softmax output of all ok seeds, on the test samples."""
+
+    data: Part = "test"

@@ -1,0 +1,163 @@
+"""The results schema: arrays with names, dimensions, units, estimators and provenance, in one NetCDF file.
+
+Groups of the tree (dimensions are the names of the axes, then those given here):
+
+- `models` (seed): what was measured of every trained model, with `status` and `reason`
+- `pairs` (seed, seed_b): what was measured of every pair, NaN unless seed < seed_b
+- `curves` (seed, seed_b, t): loss and error along every connectivity curve, and its summaries
+- `history` (seed, epoch): the training curves
+- `phases`: the label of every cell and what it rests on (written by `phases.py`)
+
+Every group repeats its own coordinates, an axis carries `role = "load" | "temperature"`, and every variable
+`units`, `long_name`, `estimator`. No wall time, host or date stands in a variable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from lossatlas import files
+from lossatlas.errors import FileError
+
+SCHEMA_VERSION = 1
+
+Role = Literal["load", "temperature"]
+Value = float | int | str
+Cell = tuple[float | int, ...]  # one value an axis, in the order of the axes
+
+AXIS_NAMES = {
+    "width": ("width", "1"),
+    "n_train": ("training samples", "1"),
+    "label_noise": ("fraction of randomised labels", "1"),
+    "embed_dim": ("embedding dimension", "1"),
+    "batch_size": ("batch size", "1"),
+    "lr": ("learning rate", "1"),
+    "weight_decay": ("weight decay", "1"),
+    "panel": ("panel", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept quantity: its name, its values in ascending order, and what it does to the landscape."""
+
+    name: str
+    values: tuple[float | int, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """The description that a variable carries: its name, units, name for people, and how it was estimated."""
+
+    name: str
+    units: str
+    long_name: str
+    estimator: str
+
+    def attrs(self) -> dict[str, str]:
+        """The attributes of the variable."""
+        return {"units": self.units, "long_name": self.long_name, "estimator": self.estimator}
+
+
+STATUS = Quantity("status", "1", "status", "ok, or what went wrong; missing: not measured (yet)")
+REASON = Quantity("reason", "1", "reason", "why the status is not ok; empty where it is")
+
+
+def group(
+    axes: Sequence[Axis],
+    extra: Mapping[str, Sequence[Value]],
+    records: Mapping[tuple[Value, ...], Mapping[str, Value | Sequence[float]]],
+    quantities: Iterable[Quantity],
+    *,
+    along: str | None = None,
+) -> xr.Dataset:
+    """Lay records out as a dataset over `axes` and the dimensions in `extra`.
+
+    A record's key holds one value a dimension; a quantity that it lacks is NaN (text: `missing` for `status`,
+    else empty). A value that is a sequence lies along the dimension `along`, which the key then leaves out.
+    """
+    dims = [axis.name for axis in axes] + [name for name in extra if name != along]
+    coords: dict[str, Any] = {axis.name: list(axis.values) for axis in axes}
+    coords |= {name: list(values) for name, values in extra.items()}
+    shape = tuple(len(coords[name]) for name in dims)
+    index = [{value: i for i, value in enumerate(coords[name])} for name in dims]
+    dataset = xr.Dataset(coords=coords)
+    for quantity in quantities:
+        values = {
+            tuple(where[k] for where, k in zip(index, key, strict=True)): record[quantity.name]
+            for key, record in records.items()
+            if quantity.name in record
+        }
+        is_long = along is not None and any(not isinstance(v, int | float | str) for v in values.values())
+        is_text = quantity.name in ("status", "reason") or any(isinstance(v, str) for v in values.values())
+        full_shape = (*shape, len(coords[along])) if is_long and along else shape
+        array: np.ndarray[Any, Any]
+        if is_text:
+            array = np.full(full_shape, "missing" if quantity.name == "status" else "", dtype=object)
+        else:
+            array = np.full(full_shape, np.nan)
+        for where, value in values.items():
+            if is_long:
+                array[(*where, slice(0, len(value)))] = value  # type: ignore[arg-type]  # a shorter run ends in NaN
+            else:
+                array[where] = value
+        dataset[quantity.name] = ((*dims, along) if is_long else tuple(dims), array, quantity.attrs())
+    for axis in axes:
+        long_name, units = AXIS_NAMES.get(axis.name, (axis.name, "1"))
+        dataset[axis.name].attrs = {"role": axis.role, "long_name": long_name, "units": units}
+    return dataset
+
+
+def tree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
+    """The results tree: the groups, and attributes that are text, numbers or JSON."""
+    root = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+    root.attrs = {"schema_version": SCHEMA_VERSION, **{key: _plain(value) for key, value in attrs.items()}}
+    return root
+
+
+def _plain(value: Any) -> str | int | float:
+    return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
+
+
+def axes_of(dataset: xr.Dataset | xr.DataTree) -> tuple[list[str], list[str]]:
+    """The names of the load axes and of the temperature axes of a group, in its order."""
+    roles: dict[str, list[str]] = {"load": [], "temperature": []}
+    for name, coord in dataset.coords.items():
+        if "role" in coord.attrs:
+            roles[coord.attrs["role"]].append(str(name))
+    return roles["load"], roles["temperature"]
+
+
+def save(results: xr.DataTree, path: Path) -> None:
+    """Write the tree to one NetCDF file, atomically; raises FileError when it cannot be written."""
+    content = results.to_netcdf(engine="h5netcdf")
+    files.write_file(path, bytes(content))
+
+
+def load(path: Path) -> xr.DataTree:
+    """Read a results file into memory; raises FileError if it is missing, damaged or of another schema."""
+    if not path.is_file():
+        raise FileError(f"{path} does not exist or is no file. Give a results.nc that `lossatlas run` wrote.")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as opened:
+            results = opened.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(
+            f"{path} cannot be read as a results file ({error}). It is damaged, or was not written by lossatlas; "
+            "`lossatlas run` on its folder writes it again."
+        ) from error
+    version = results.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise FileError(
+            f"{path} has schema version {version}; this lossatlas reads version {SCHEMA_VERSION}. "
+            "Run `lossatlas run` on its folder to write it again, or use the lossatlas that made it."
+        )
+    return results

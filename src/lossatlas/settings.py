@@ -1,0 +1,35 @@
+"""What every section of a spec shares: frozen, strict, no unknown keys; and its content as a canonical text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """A frozen section of a spec; builds nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def content(self) -> dict[str, Any]:
+        """What is not the default, as plain data: a later version may add settings without changing any key."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def canonical(content: Any) -> str:
+    """The one text of plain data: sorted keys, no spaces, shortest exact floats; NaN is refused."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_key(content: Any) -> str:
+    """128 bits of SHA-256 over the canonical text, as 32 hexadecimal digits."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]

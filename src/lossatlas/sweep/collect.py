@@ -1,0 +1,138 @@
+"""From the plan and the store to the results tree; what is not in the store yet is `missing`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import xarray as xr
+
+from lossatlas import results
+from lossatlas.measures import STEPS, section_of
+from lossatlas.results import REASON, STATUS, Cell, Quantity
+from lossatlas.specs import Spec
+from lossatlas.summary import SEVERITY
+from lossatlas.sweep.plan import CellPlan
+from lossatlas.sweep.store import Record, Store
+
+TRAINING_QUANTITIES = (
+    Quantity("epochs", "1", "epochs trained", "count"),
+    Quantity("best_epoch", "1", "epoch of the lowest running training loss", "argmin"),
+    Quantity("early_stopped_epoch", "1", "epoch at which the stop rule came true", "[Yang2021]"),
+)
+_RUNNING = "running mean over the epoch, train mode"
+HISTORY_QUANTITIES = (
+    Quantity("running_loss", "nat", "running training loss", _RUNNING),
+    Quantity("running_error", "%", "running training error", _RUNNING),
+    Quantity("running_lr", "1", "learning rate", "exact"),
+)
+VERSIONED = ("torch", "numpy", "scipy", "xarray", "safetensors")
+
+Values = dict[str, Any]
+Records = dict[tuple[Any, ...], Values]
+
+
+def collect(spec: Spec, cells: Sequence[CellPlan], store: Store, *, fingerprint: str) -> xr.DataTree:
+    """The results of all steps that the store holds, as a tree of named arrays."""
+    groups: dict[str, Records] = defaultdict(lambda: defaultdict(dict))
+    for cell in cells:
+        for step in cell.steps:
+            record = store.read(step.name, step.key)
+            if record is None:
+                continue
+            group = _group_of(step.name)
+            place = cell.cell if group == "cells" else (*cell.cell, *step.seeds)
+            _merge(groups[group][place], step.name, record)
+            if step.name == "connectivity":
+                groups["curves"][place] = record.values
+            if step.name == "train":
+                groups["history"][place] = record.values
+    return results.tree(_datasets(spec, groups), _attrs(spec, fingerprint))
+
+
+def _group_of(step: str) -> str:
+    scopes: dict[str, str] = {measure.name: measure.scope for measure in STEPS}
+    return {"model": "models", "pair": "pairs", "cell": "cells"}[scopes.get(step, "model")]
+
+
+def _merge(target: Values, step: str, record: Record) -> None:
+    """Add a step's values; the status becomes the worst one, the reasons are strung together."""
+    target |= record.values
+    target["status"] = min(target.get("status", "ok"), record.status, key=_severity)
+    reasons = [target.get("reason", ""), f"{step}: {record.reason}" if record.status != "ok" else ""]
+    target["reason"] = "; ".join(reason for reason in reasons if reason)
+
+
+def _severity(status: str) -> int:
+    return SEVERITY.index(status) if status in SEVERITY else SEVERITY.index("failed")
+
+
+def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset]:
+    quantities = _quantities(spec)
+    seeds = {"seed": list(spec.seeds)}
+    pair_seeds = {**seeds, "seed_b": list(spec.seeds)}
+    ranks = {"rank": _counted(groups["models"], "hessian_eigs")}
+    ts = {"t": _ts(groups["curves"])}
+    epochs = {"epoch": list(range(1, spec.train.epochs + 1))}
+    datasets = {
+        "models": results.group(
+            spec.axes, {**seeds, **ranks}, groups["models"], quantities["models"], along="rank"
+        ),
+        "history": results.group(
+            spec.axes, {**seeds, **epochs}, groups["history"], HISTORY_QUANTITIES, along="epoch"
+        ),
+    }
+    if groups["pairs"]:
+        datasets["pairs"] = results.group(spec.axes, pair_seeds, groups["pairs"], quantities["pairs"])
+    if groups["curves"]:
+        extra = {**pair_seeds, **ts}
+        datasets["curves"] = results.group(
+            spec.axes, extra, groups["curves"], quantities["curves"], along="t"
+        )
+    if groups["cells"]:
+        datasets["cells"] = results.group(spec.axes, {}, groups["cells"], quantities["cells"])
+    return datasets
+
+
+def _quantities(spec: Spec) -> dict[str, list[Quantity]]:
+    """The variables of each group that the spec asks for."""
+    asked = {name for name, settings in spec.measured() if settings is not None}
+    quantities: dict[str, list[Quantity]] = {"models": [*TRAINING_QUANTITIES]}
+    for measure in STEPS:
+        if measure.always or section_of(measure) in asked:
+            for group, named in measure.quantities.items():
+                quantities.setdefault(group, []).extend(named)
+    for group in ("models", "pairs", "cells"):
+        quantities.setdefault(group, []).extend([STATUS, REASON])
+    return quantities
+
+
+def _counted(records: Records, name: str) -> list[int]:
+    longest = max((len(r[name]) for r in records.values() if name in r), default=0)
+    return list(range(1, longest + 1))
+
+
+def _ts(records: Records) -> list[float]:
+    points = max((len(r["train_error"]) for r in records.values() if "train_error" in r), default=0)
+    return [i / (points - 1) for i in range(points)]
+
+
+def _attrs(spec: Spec, fingerprint: str) -> dict[str, Any]:
+    connectivity = getattr(spec.measures, "connectivity", None)
+    return {
+        "lossatlas_version": version("lossatlas"),
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "data_fingerprint": fingerprint,
+        "batchnorm": {"models": "eval", "curves": "recalibrate"},
+        "connectivity_rule": connectivity.rule if connectivity else "",
+        "threads": 1,
+        "versions": {name: version(name) for name in VERSIONED},
+    }
+
+
+def cell_text(spec: Spec, cell: Cell) -> str:
+    """`width 4, batch_size 8`."""
+    return ", ".join(f"{axis.name} {value:g}" for axis, value in zip(spec.axes, cell, strict=True))

@@ -1,0 +1,237 @@
+"""The idempotent worker: walks cells, skips every step whose result exists, commits each step when it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lossatlas import files
+from lossatlas.errors import UserError
+from lossatlas.landscape.parameters import flat_parameters
+from lossatlas.measures.jobs import Job, Outcome, TrainedSeed
+from lossatlas.settings import canonical
+from lossatlas.specs import Task
+from lossatlas.sweep.plan import CellPlan, Step
+from lossatlas.sweep.store import Record, Store
+from lossatlas.tasks import losses, models
+from lossatlas.tasks.corruption import corrupted
+from lossatlas.tasks.data import RawData
+from lossatlas.tasks.samples import Samples
+from lossatlas.training import TrainedModel, train
+
+
+class Listener(Protocol):
+    """Hears of the work; for progress bars and logs."""
+
+    def finished(self, step: Step, seconds: float, status: str) -> None:
+        """A step was done and committed."""
+
+    def skipped(self, step: Step) -> None:
+        """A step was already in the store."""
+
+    def advanced(self, step: Step, fraction: float) -> None:
+        """Of a long step this fraction is done."""
+
+
+@dataclass
+class Worker:
+    """Does the steps of cells: `run` is all that an engine calls."""
+
+    store: Store
+    raw: RawData
+    weights: str  # which checkpoint is measured
+    failed: Path  # the folder where failures are noted
+    listener: Listener
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _tasks: dict[str, tuple[Samples, Samples]] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[CellPlan]) -> list[str]:
+        """Do what is missing of the cells, one thread; returns the reasons of the steps that failed.
+
+        A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; a UserError
+        (bad input, full disk) ends it.
+        """
+        failures: list[str] = []
+        with one_thread():
+            for cell in cells:
+                missing = [step for step in cell.steps if not self.store.has(step.name, step.key)]
+                for step in cell.steps:
+                    if step not in missing:
+                        self.listener.skipped(step)
+                if missing:
+                    failures += self._cell(cell, missing)
+        return failures
+
+    def _cell(self, cell: CellPlan, missing: Sequence[Step]) -> list[str]:
+        failures = []
+        bench = _Bench(self, cell)
+        for step in missing:
+            start = time.monotonic()
+            try:
+                record = bench.do(step)
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever a user's model raises is data of the sweep
+                failures.append(self._note_failure(step, error))
+                continue
+            self.listener.finished(step, time.monotonic() - start, record.status)
+        return failures
+
+    def _note_failure(self, step: Step, error: Exception) -> str:
+        reason = f"{step.name} of cell {step.cell}, seeds {list(step.seeds)}: {type(error).__name__}: {error}"
+        note = {"step": step.name, "content": step.content, "reason": reason, "trace": traceback.format_exc()}
+        attempt = len(list(self.failed.glob(f"{step.key}-*.json"))) + 1
+        files.write_file(self.failed / f"{step.key}-{attempt}.json", canonical(note).encode())
+        return reason
+
+    def samples(self, task: Task) -> tuple[Samples, Samples]:
+        """Training and test samples of a task, kept while the worker lives."""
+        key = canonical(task.data.model_dump(mode="json"))
+        if key not in self._tasks:
+            data = corrupted(self.raw, task.data)
+            self._tasks = {  # of one task at a time: cells are walked load by load
+                key: (
+                    Samples(data.train_inputs, data.train_targets, data, self.device),
+                    Samples(data.test_inputs, data.test_targets, data, self.device),
+                )
+            }
+        return self._tasks[key]
+
+
+class _Bench:
+    """The work on one cell, with the models and outputs that its steps share."""
+
+    def __init__(self, worker: Worker, cell: CellPlan) -> None:
+        self._worker, self._cell = worker, cell
+        self._training = {step.seeds[0]: step for step in cell.steps if step.name == "train"}
+        self._by_key = {step.key: step for step in cell.steps}
+        self._step: Step | None = None
+        self._seeds: dict[int, TrainedSeed] = {}
+        samples, test = worker.samples(cell.task)
+        self._job = Job(
+            criterion=losses.build(cell.task.loss),
+            train=samples,
+            test=test,
+            classes=worker.raw.classes,
+            initialise=self._fresh,
+            progress=self._progress,
+        )
+
+    def do(self, step: Step) -> Record:
+        """Do one step and commit it."""
+        self._step = step
+        start = time.monotonic()
+        if step.name == "train":
+            record, arrays = self._train(step)
+        else:
+            record, arrays = self._measure(step)
+        meta = {"seconds": round(time.monotonic() - start, 3), "started": time.time() - time.monotonic() + start}
+        meta |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(self._worker.device)}
+        self._worker.store.commit(step.name, step.content, record, meta=meta, arrays=arrays)
+        return record
+
+    def _train(self, step: Step) -> tuple[Record, dict[str, dict[str, Any]]]:
+        seed = step.seeds[0]
+        trained = train(
+            self._fresh(seed),
+            self._job.train,  # type: ignore[arg-type]  # the job shows measures no more of Samples than they need
+            self._job.criterion,
+            self._cell.train,
+            seed=seed,
+            progress=self._progress,
+        )
+        arrays = {
+            name: {key: tensor.cpu().numpy() for key, tensor in weights.items()}
+            for name, weights in trained.weights.items()
+        }
+        return Record(_training_values(trained), trained.status, trained.reason), arrays
+
+    def _measure(self, step: Step) -> tuple[Record, dict[str, dict[str, Any]]]:
+        assert step.measure is not None
+        models_ = [self._trained(seed) for seed in step.seeds]
+        alive = [m for m in models_ if m is not None]
+        dead = [seed for seed, m in zip(step.seeds, models_, strict=True) if m is None]
+        if dead and (step.measure.scope != "cell" or len(alive) < 2):
+            return Record({}, "diverged", f"training of seed {', '.join(map(str, dead))} diverged"), {}
+        inputs: dict[str, torch.Tensor] = {}
+        for name, key in step.arrays:
+            status, reason, arrays = self._arrays(name, key)
+            if status != "ok":
+                return Record({}, status, reason), {}
+            inputs |= {k: torch.from_numpy(v) for k, v in arrays.items()}
+        outcome: Outcome = step.measure.run(self._job, step.settings, alive, inputs)
+        arrays = {k: v.cpu().numpy() for k, v in outcome.arrays.items()}
+        return Record(outcome.values, outcome.status, outcome.reason), {"arrays": arrays} if arrays else {}
+
+    def _arrays(self, name: str, key: str) -> tuple[str, str, dict[str, Any]]:
+        """Status, reason and arrays of an earlier step; done again if its files were damaged."""
+        record = self._worker.store.read(name, key)
+        arrays = self._worker.store.arrays(name, key, "arrays") if record and record.status == "ok" else {}
+        if record is None or arrays is None:
+            self.do(self._by_key[key])
+            return self._arrays(name, key)
+        return record.status, record.reason, arrays
+
+    def _trained(self, seed: int) -> TrainedSeed | None:
+        """The model of a seed with the weights to be measured; None if its training diverged."""
+        if seed not in self._seeds:
+            step = self._training[seed]
+            record = self._worker.store.read("train", step.key)
+            if record is not None and record.status == "diverged":
+                return None
+            weights = self._weights(step.key) if record is not None else None
+            if weights is None:
+                self.do(step)
+                return self._trained(seed)
+            model = self._fresh(seed)
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+            model.to(self._worker.device).eval()
+            self._seeds[seed] = TrainedSeed(seed, model, flat_parameters(model))
+        return self._seeds[seed]
+
+    def _weights(self, key: str) -> dict[str, Any] | None:
+        wanted = self._worker.weights
+        folder = self._worker.store.folder("train", key)
+        if wanted == "early-stopped" and not (folder / f"{wanted}.safetensors").exists():
+            wanted = "best"
+        return self._worker.store.arrays("train", key, wanted)
+
+    def _fresh(self, seed: int) -> nn.Module:
+        task, raw = self._cell.task, self._worker.raw
+        model = models.build(
+            task.model.name, task.model.options, input_shape=raw.input_shape, classes=raw.classes, seed=seed
+        )
+        return model.to(self._worker.device)
+
+    def _progress(self, epoch: int, _loss: float) -> None:
+        step = self._step
+        if step is None:
+            return
+        epochs = self._cell.train.epochs if step.name == "train" else getattr(step.settings, "epochs", 1)
+        self._worker.listener.advanced(step, epoch / epochs)
+
+
+def _training_values(trained: TrainedModel) -> dict[str, Any]:
+    values: dict[str, Any] = {"epochs": trained.epochs, "best_epoch": trained.best_epoch}
+    if trained.early_stopped_epoch is not None:
+        values["early_stopped_epoch"] = trained.early_stopped_epoch
+    return values | {f"running_{name}": list(column) for name, column in trained.history.items()}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread, in every engine: the number of threads changes the bits of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

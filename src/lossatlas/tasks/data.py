@@ -1,0 +1,132 @@
+"""Data sets as arrays in memory: integers as they came, made floating-point batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lossatlas import registry
+from lossatlas.errors import FileError, UserError
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Training and test data before any corruption. An input x enters a model as (x / scale - mean) / std."""
+
+    train_inputs: NDArray[Any]  # (N, ...) uint8, or floating-point
+    train_targets: IntArray  # (N,)
+    test_inputs: NDArray[Any]
+    test_targets: IntArray
+    classes: int
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)  # one number, or one a channel
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.train_inputs.shape[1:])
+
+    def fingerprint(self) -> str:
+        """128 bits of SHA-256 over the content: what every key that depends on the data holds."""
+        digest = hashlib.sha256(repr((self.classes, self.scale, self.mean, self.std)).encode())
+        for array in (self.train_inputs, self.train_targets, self.test_inputs, self.test_targets):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:32]
+
+
+def load(name: str, path: str | None) -> RawData:
+    """The data set of a name, or of one's own `module:function`; raises UserError or FileError.
+
+    One's own function is called without arguments (with `path` if the spec gives one) and returns a RawData or the
+    four arrays (train_inputs, train_targets, test_inputs, test_targets).
+    """
+    function = registry.resolve(name, registry.DATA, "data")
+    raw = function() if path is None else function(path)
+    if isinstance(raw, tuple | list) and len(raw) == 4:
+        arrays = [np.asarray(part) for part in raw]
+        targets = [arrays[1].astype(np.int64), arrays[3].astype(np.int64)]
+        classes = int(max(t.max() for t in targets)) + 1
+        raw = RawData(arrays[0], targets[0], arrays[2], targets[1], classes)
+    if not isinstance(raw, RawData):
+        raise UserError(
+            f"data {name!r} returned a {type(raw).__name__}; it must return a lossatlas RawData or four arrays: "
+            "training inputs, training targets, test inputs, test targets."
+        )
+    if len(raw.train_inputs) != len(raw.train_targets) or len(raw.test_inputs) != len(raw.test_targets):
+        raise UserError(f"data {name!r}: inputs and targets differ in number.")
+    return raw
+
+
+def digits(path: str | None = None) -> RawData:
+    """scikit-learn's handwritten digits: 1,437 images of 8 x 8 pixels for training and 360 for testing.
+
+    Their order is one fixed permutation, since the original order groups the images by writer.
+    """
+    from sklearn.datasets import load_digits  # 1.5 s to import, so only where the digits are asked for
+
+    if path is not None:
+        raise UserError("data 'digits' come with scikit-learn; remove task.data.path.")
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    inputs = bunch.images.astype(np.uint8)[order][:, None]
+    targets = bunch.target.astype(np.int64)[order]
+    n_train = 1437
+    return RawData(
+        inputs[:n_train],
+        targets[:n_train],
+        inputs[n_train:],
+        targets[n_train:],
+        classes=10,
+        scale=16.0,
+        mean=(0.305,),  # of all digits, to three digits
+        std=(0.376,),
+    )
+
+
+def cifar10(path: str | None = None) -> RawData:
+    """CIFAR-10 from a folder of parquet files in the Hugging Face layout, or from the hub (`uoft-cs/cifar10`).
+
+    Images (N, 3, 32, 32) uint8 in the order of the files.
+    """
+    try:
+        from datasets import disable_progress_bars, load_dataset  # an extra
+    except ImportError as error:
+        raise UserError("data 'cifar10' need the extra: pip install 'lossatlas[datasets]'.") from error
+    disable_progress_bars()
+    try:
+        if path is None:
+            parts = load_dataset("uoft-cs/cifar10")
+        else:
+            parts = load_dataset("parquet", data_files=_parquet_files(Path(path)))
+    except (OSError, ValueError) as error:
+        raise FileError(
+            f"CIFAR-10 cannot be loaded from {path or 'the hub'} ({error}). Give task.data.path: a folder with "
+            "train-*.parquet and test-*.parquet."
+        ) from error
+    arrays = [array for split in ("train", "test") for array in _decoded(parts[split])]
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in [Yang2021]'s code
+    return RawData(*arrays, classes=10, scale=255.0, mean=mean, std=std)
+
+
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    files = {part: sorted(str(f) for f in folder.glob(f"{part}-*.parquet")) for part in ("train", "test")}
+    if not all(files.values()):
+        raise FileError(
+            f"{folder} holds no CIFAR-10: expected train-*.parquet and test-*.parquet in the Hugging Face layout. "
+            "Mend task.data.path (or --set task.data.path=FOLDER)."
+        )
+    return files
+
+
+def _decoded(part: Any) -> tuple[NDArray[np.uint8], IntArray]:
+    images = np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in part["img"]])
+    return images.transpose(0, 3, 1, 2).copy(), np.asarray(part["label"], dtype=np.int64)

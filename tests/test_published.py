@@ -46,19 +46,19 @@ HOSTILE = {
     "builtins.exec": lambda path: pickle.dumps((Calls(exec, f"open({str(path)!r}, 'w')"),), protocol=2),
     "builtins.getattr": lambda path: by_name("builtins", "getattr", str(path)),
     "__builtin__.open": lambda path: by_name("__builtin__", "open", str(path)),
-    "torch._utils._rebuild_tensor_v2": lambda path: by_name("torch._utils", "_rebuild_tensor_v2", "x"),
+    "torch._utils._rebuild_tensor_v2": lambda _path: by_name("torch._utils", "_rebuild_tensor_v2", "x"),
     "numpy.load": lambda path: by_name("numpy", "load", str(path)),
-    "numpy.f2py.compile": lambda path: by_name("numpy.f2py", "compile", "x"),
+    "numpy.f2py.compile": lambda _path: by_name("numpy.f2py", "compile", "x"),
     "numpy.core.multiarray.fromfile": lambda path: by_name("numpy.core.multiarray", "fromfile", str(path)),
-    "numpy.testing._private.utils.runstring": lambda path: by_name(
+    "numpy.testing._private.utils.runstring": lambda _path: by_name(
         "numpy.testing._private.utils", "runstring", "x"
     ),
-    "numpy.__builtins__": lambda path: stacked("numpy", "__builtins__"),
-    "numpy.dtype.__reduce__": lambda path: stacked("numpy", "dtype.__reduce__"),
-    "builtins.dict.__class__": lambda path: stacked("builtins", "dict.__class__"),
-    "collections.abc.sys": lambda path: stacked("collections.abc", "sys"),
-    "copyreg._reconstructor": lambda path: by_name("copyreg", "_reconstructor", "x"),
-    "this": lambda path: by_name("this", "s", "x"),
+    "numpy.__builtins__": lambda _path: stacked("numpy", "__builtins__"),
+    "numpy.dtype.__reduce__": lambda _path: stacked("numpy", "dtype.__reduce__"),
+    "builtins.dict.__class__": lambda _path: stacked("builtins", "dict.__class__"),
+    "collections.abc.sys": lambda _path: stacked("collections.abc", "sys"),
+    "copyreg._reconstructor": lambda _path: by_name("copyreg", "_reconstructor", "x"),
+    "this": lambda _path: by_name("this", "s", "x"),
 }
 
 
@@ -113,7 +113,8 @@ def test_plain_data_survive_in_every_protocol(protocol: int) -> None:
     read = unpickle.loads(pickle.dumps(plain, protocol=protocol), name="x")
     for key in ("array", "fortran", "words"):
         expected, found = plain.pop(key), read.pop(key)
-        assert found.dtype == expected.dtype
+        # As NumPy itself does, some protocols bring a foreign byte order home.
+        assert found.dtype.newbyteorder("=") == expected.dtype.newbyteorder("=")
         np.testing.assert_array_equal(found, expected)
     assert read == plain
     assert type(read[0]["top"][1]) is np.float32
@@ -260,14 +261,17 @@ def test_a_hostile_pickle_in_an_archive_is_refused(tmp_path: Path) -> None:
     assert not sentinel.exists()
 
 
-def test_a_truncated_archive_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_or_altered_archive_is_an_error(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "x", place(), metrics())
     archive = tmp_path / "results.tar.gz"
     with tarfile.open(archive, "w:gz") as stream:
         stream.add(folder, arcname=".")
     content = archive.read_bytes()
-    for cut in (0, 10, len(content) // 2, len(content) - 9):
-        archive.write_bytes(content[:cut])
+    flipped = bytearray(content)
+    flipped[-6] ^= 1  # in the checksum at the end
+    cuts = [content[:end] for end in (0, 10, len(content) // 2, len(content) - 9)]
+    for damaged in (*cuts, bytes(flipped)):
+        archive.write_bytes(damaged)
         with pytest.raises(FileError, match=r"results\.tar\.gz"):
             published.read(archive)
 
@@ -279,10 +283,11 @@ def test_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         stream.add(folder, arcname=".")
     monkeypatch.setattr(published, "MAX_MEMBER", 100)
     for source in (folder, archive):
-        with pytest.raises(FileError, match="at most 100"):
+        with pytest.raises(FileError, match="at most 100 "):
             published.read(source)
+    monkeypatch.setattr(published, "MAX_MEMBER", 10**6)
     monkeypatch.setattr(published, "MAX_ARCHIVE", 500)
-    with pytest.raises(FileError, match="more than 500 bytes|at most 100"):
+    with pytest.raises(FileError, match=r"unpacked, has \d+ bytes.* at most 500"):
         published.read(archive)
 
 
@@ -302,9 +307,7 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     results.save(tree, tmp_path / "run" / "results.nc")
     for path in (tmp_path / "run", tmp_path / "run" / "results.nc", tmp_path / "published"):
         found = published.load_source(path)
-        xr.testing.assert_equal(
-            found["models"].to_dataset()["cka" if 0 else "train_loss"], tree["models"]["train_loss"]
-        )
+        xr.testing.assert_equal(found["models"].to_dataset()["train_loss"], tree["models"]["train_loss"])
     assert published.is_published(tmp_path / "published")
     assert not published.is_published(tmp_path / "run")
     assert not published.is_published(tmp_path / "nowhere")
@@ -382,7 +385,7 @@ def test_the_archive_is_read_fast_and_without_torch(shared_data: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from lossatlas import published; "
         f"published.read(Path({str(source)!r})); "
-        "print([m for m in ('torch', 'sklearn', 'pandas.plotting', 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('torch', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

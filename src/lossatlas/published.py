@@ -25,7 +25,7 @@ from lossatlas import results, unpickle
 from lossatlas.errors import FileError
 from lossatlas.results import REASON, STATUS, Axis, Quantity, Value
 
-CLASSES = 10  # CIFAR-10
+CLASSES = 10
 MAX_MEMBER = 16 * 2**20  # bytes; the largest published metrics file has 9 kB
 MAX_ARCHIVE = 4 * 2**30  # bytes after decompression, members that are skipped included
 
@@ -125,15 +125,14 @@ def read(source: Path) -> xr.DataTree:
             f"{source} holds {found}. Point at one `different_knobs_subset_*` folder with one schedule: its "
             "metrics are expected in bs_<batch>/<schedule>/ResNet18_w<width>/metrics."
         )
-    models, pairs, curves = Records(), Records(), Records()
+    records = Records(), Records(), Records()  # of models, pairs, curves
     for member in members:
-        _read_member(member, models, pairs, curves)
-    _judge(models, pairs, curves)
-    return _tree(sets[0], models, pairs, curves)
+        _read_member(member, *records)
+    _judge(*records)
+    return _tree(sets[0], *records)
 
 
 def _tree(name: str, models: Records, pairs: Records, curves: Records) -> xr.DataTree:
-    """Lay the records out over the axes."""
     keys = [key[:2] for key in (*models, *pairs)]
     axes = (
         Axis("width", tuple(sorted({int(key[0]) for key in keys})), "load"),
@@ -161,9 +160,7 @@ def _members(source: Path) -> Iterator[_Member]:
     try:
         yield from _folder_members(source) if source.is_dir() else _archive_members(source)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise FileError(
-            f"{source} cannot be read as a folder or tar archive: it is damaged ({error}). Get it again."
-        ) from error
+        raise FileError(f"{source} is damaged: it cannot be read to its end ({error}). Get it again.") from error
 
 
 def _folder_members(source: Path) -> Iterator[_Member]:
@@ -174,7 +171,7 @@ def _folder_members(source: Path) -> Iterator[_Member]:
             # The folder's own name takes part: one may point at a `different_knobs_subset_*` itself.
             place = _LAYOUT.fullmatch(path.relative_to(base.parent).as_posix())
             if place and place["file"] in _READERS and path.is_file():
-                _check_size(str(path), path.stat().st_size)
+                _check_size(str(path), path.stat().st_size, limit=MAX_MEMBER)
                 yield _Member(str(path), place, path.read_bytes())
 
 
@@ -183,24 +180,27 @@ def _archive_members(source: Path) -> Iterator[_Member]:
     with tarfile.open(source) as archive:
         for info in archive:
             total += info.size
-            if total > MAX_ARCHIVE:
-                raise FileError(f"{source} unpacks to more than {MAX_ARCHIVE} bytes, so it is no such archive.")
+            _check_size(f"{source}, unpacked,", total, limit=MAX_ARCHIVE)
             place = _LAYOUT.fullmatch(info.name.removeprefix("./"))
             if place and place["file"] in _READERS and info.isreg():
                 name = f"{source}: {info.name}"
-                _check_size(name, info.size)
+                _check_size(name, info.size, limit=MAX_MEMBER)
                 stream = archive.extractfile(info)
                 if stream is not None:
                     yield _Member(name, place, stream.read())
+        # What follows the last member is padding, but only at its end gzip compares its checksum.
+        while archive.fileobj and (padding := archive.fileobj.read(2**16)):
+            total += len(padding)
+            _check_size(f"{source}, unpacked,", total, limit=MAX_ARCHIVE)
 
 
-def _check_size(name: str, size: int) -> None:
-    if size > MAX_MEMBER:
-        raise FileError(f"{name} has {size} bytes; a file of metrics has a few thousand, at most {MAX_MEMBER}.")
+def _check_size(name: str, size: int, *, limit: int) -> None:
+    if size > limit:
+        raise FileError(f"{name} has {size} bytes, too many for published metrics: at most {limit} are read.")
 
 
 def _read_member(member: _Member, models: Records, pairs: Records, curves: Records) -> None:
-    """Read one file into the records; whatever is laid out otherwise is an error that names the file."""
+    """Read one file into the records; one that is laid out otherwise is an error."""
     try:
         _READERS[member.place["file"]](member, models, pairs, curves)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -291,7 +291,7 @@ def _judge(models: Records, pairs: Records, curves: Records) -> None:
 
 
 def _seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if type(seed) is not int:
         raise TypeError(f"a seed is expected as an integer, not {seed!r}")
     return seed
 

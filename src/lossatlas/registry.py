@@ -66,7 +66,9 @@ MODELS = {
     ),
 }
 
-LOSSES = {"cross_entropy": Entry("lossatlas.tasks.losses:cross_entropy", "mean cross entropy, and 0-1 error in percent")}
+LOSSES = {
+    "cross_entropy": Entry("lossatlas.tasks.losses:cross_entropy", "mean cross entropy, and 0-1 error in percent")
+}
 
 _CUSTOM = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -80,7 +82,9 @@ def resolve(name: str, table: Mapping[str, Entry], kind: str) -> Callable[..., A
     """The function behind a name of the table or behind `module:function`; raises UserError if there is none."""
     target = table[name].target if name in table else name
     if not is_custom(target):
-        raise UserError(f"{kind} {name!r} is unknown. Allowed are {', '.join(table)}, or your own as module:function.")
+        raise UserError(
+            f"{kind} {name!r} is unknown. Allowed are {', '.join(table)}, or your own as module:function."
+        )
     module_name, function_name = target.split(":")
     try:
         module = importlib.import_module(module_name)

@@ -87,7 +87,6 @@ def group(
     dims = [axis.name for axis in axes] + [name for name in extra if name != along]
     coords: dict[str, Any] = {axis.name: list(axis.values) for axis in axes}
     coords |= {name: list(values) for name, values in extra.items()}
-    shape = tuple(len(coords[name]) for name in dims)
     index = [{value: i for i, value in enumerate(coords[name])} for name in dims]
     dataset = xr.Dataset(coords=coords)
     for quantity in quantities:
@@ -96,24 +95,27 @@ def group(
             for key, record in records.items()
             if quantity.name in record
         }
-        is_long = along is not None and any(not isinstance(v, int | float | str) for v in values.values())
-        is_text = quantity.name in ("status", "reason") or any(isinstance(v, str) for v in values.values())
-        full_shape = (*shape, len(coords[along])) if is_long and along else shape
-        array: np.ndarray[Any, Any]
-        if is_text:
-            array = np.full(full_shape, "missing" if quantity.name == "status" else "", dtype=object)
-        else:
-            array = np.full(full_shape, np.nan)
-        for where, value in values.items():
-            if is_long:
-                array[(*where, slice(0, len(value)))] = value  # type: ignore[arg-type]  # a shorter run ends in NaN
-            else:
-                array[where] = value
-        dataset[quantity.name] = ((*dims, along) if is_long else tuple(dims), array, quantity.attrs())
+        lies_along = along is not None and any(not isinstance(v, int | float | str) for v in values.values())
+        over = [*dims, along] if lies_along and along else dims
+        array = _filled(quantity.name, values, tuple(len(coords[name]) for name in over))
+        dataset[quantity.name] = (tuple(over), array, quantity.attrs())
     for axis in axes:
         long_name, units = AXIS_NAMES.get(axis.name, (axis.name, "1"))
         dataset[axis.name].attrs = {"role": axis.role, "long_name": long_name, "units": units}
     return dataset
+
+
+def _filled(name: str, values: Mapping[tuple[int, ...], Any], shape: tuple[int, ...]) -> Any:
+    """An array with the values at their indices; a sequence fills the front of the last dimension."""
+    array: Any = np.full(shape, np.nan)
+    if name in (STATUS.name, REASON.name):
+        array = np.full(shape, "missing" if name == STATUS.name else "", dtype=object)
+    for where, value in values.items():
+        if len(where) < len(shape):
+            array[(*where, slice(0, len(value)))] = value
+        else:
+            array[where] = value
+    return array
 
 
 def tree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -42,7 +42,9 @@ class Data(Settings):
     path: str | None = None  # where the files are; the content counts for the key, not the place
     n_train: Count | None = None  # the first n of a fixed order; None: all
     label_noise: Fraction = 0.0  # each training label is replaced with this probability
-    definition: Literal["incorrect", "uniform"] = "incorrect"  # by another class ([Yang2021]'s text), or any (its code)
+    definition: Literal["incorrect", "uniform"] = (
+        "incorrect"  # by another class ([Yang2021]'s text), or any (its code)
+    )
 
 
 class Model(Settings, extra="allow"):
@@ -99,11 +101,8 @@ class Train(Settings):
     early_stop: EarlyStop = EarlyStop()
 
 
-Measures: type[Settings] = create_model(
-    "Measures",
-    __base__=Settings,
-    **{row.name: (row.settings | None, None) for row in measures.TABLE if not row.always},  # type: ignore[call-overload]
-)
+_SECTIONS: dict[str, Any] = {row.name: (row.settings | None, None) for row in measures.TABLE if not row.always}
+Measures = create_model("Measures", __base__=Settings, **_SECTIONS)
 
 
 class Phases(Settings):
@@ -125,8 +124,10 @@ class Spec(Settings):
     temperature: dict[str, tuple[float, ...]] = Field(min_length=1, max_length=1)
     task: Task
     train: Train
-    weights: Literal["best", "early-stopped", "final"] = "best"  # what is measured; early-stopped falls back to best
-    measures: Measures = Measures()  # type: ignore[valid-type]
+    weights: Literal["best", "early-stopped", "final"] = (
+        "best"  # what is measured; early-stopped falls back to best
+    )
+    measures: Measures = Measures()
     phases: Phases = Phases()
 
     @model_validator(mode="after")
@@ -191,19 +192,23 @@ def _axis_problems(spec: Spec) -> list[str]:
         for name, values in group.items():
             where = f"{role}.{name}"
             if name not in allowed:
-                problems.append(f"{where}: no such {role} axis; allowed are {', '.join(allowed)}{_hint(name, allowed)}")
+                problems.append(
+                    f"{where}: no such {role} axis; allowed are {', '.join(allowed)}{_hint(name, allowed)}"
+                )
                 continue
             section, key, kind = AXES[name]
             problems += _value_problems(where, values, kind)
             if key in given[section]:
-                problems.append(f"{places[section]}.{key}: given although {where} varies it; remove one of the two")
+                problems.append(
+                    f"{places[section]}.{key}: given although {where} varies it; remove one of the two"
+                )
     return problems
 
 
 def _value_problems(where: str, values: Sequence[float], kind: str) -> list[str]:
     if not values:
         return [f"{where}: the axis is empty; give at least one value"]
-    tests = {
+    tests: dict[str, tuple[Callable[[float], bool], str]] = {
         "count": (lambda v: v >= 1 and float(v).is_integer(), "integers from 1 on"),
         "fraction": (lambda v: 0 <= v <= 1, "numbers from 0 to 1"),
         "positive": (lambda v: 0 < v < float("inf"), "numbers above 0"),
@@ -277,9 +282,14 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(source, [f"it is not valid TOML: {error}"]) from error
-    for key, value in (overrides or {}).items():
+    return validate(overridden(raw, overrides or {}), source)
+
+
+def overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of a spec with the values at these dotted keys replaced or added, in place."""
+    for key, value in overrides.items():
         _put(raw, key.split("."), value)
-    return validate(raw, source)
+    return raw
 
 
 def _put(raw: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.objective import Criterion
+from lossatlas.measures.jobs import Samples
 from lossatlas.seeding import derive
 from lossatlas.specs import EarlyStop, Schedule, Train
-from lossatlas.tasks.samples import Samples
 
 Weights = dict[str, Tensor]  # the state_dict: parameters and buffers
 Progress = Callable[[int, float], None]  # (epochs done, running training loss)
@@ -134,7 +134,7 @@ def _epoch(
         optimizer.zero_grad()
         terms = criterion.terms(criterion.predict(model, batch), batch)
         loss = terms["loss"].mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         sums[0] += terms["loss"].detach().sum()
         sums[1] += terms["error"].sum()

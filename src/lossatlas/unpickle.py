@@ -76,7 +76,7 @@ class _Array(np.ndarray[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, raw = state
-        super().__setstate__((1, shape, dtype.dtype, np.bool_(fortran), _bytes(raw)))
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), _bytes(raw)))  # type: ignore[arg-type]  # bool serves too
 
 
 def _bytes(raw: str | bytes | bytearray) -> bytes:

@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
-from lossatlas import files
-from lossatlas.figures.panels import panels
+from lossatlas import files, summary
+from lossatlas.figures.connectivity import connectivity
+from lossatlas.figures.panels import Limits, panels
+from lossatlas.figures.phase_map import phase_map
 from lossatlas.figures.style import STYLE
 
-__all__ = ["panels", "save"]
+__all__ = ["connectivity", "draw_all", "panels", "phase_map", "save"]
+
+
+def draw_all(tree: xr.DataTree, labels: xr.Dataset, *, limits: Limits = "data") -> dict[str, Figure]:
+    """All figures of a results tree and its labels by name: phase_map, panels, and connectivity if it has curves.
+
+    The phase map marks the cell of the best test accuracy. Raises UserError as the figures do.
+    """
+    cells = summary.cells(tree)
+    drawn = {"phase_map": phase_map(labels, best=_best(cells)), "panels": panels(cells, limits=limits)}
+    if "curves" in tree.children:
+        drawn["connectivity"] = connectivity(tree)
+    return drawn
+
+
+def _best(cells: xr.Dataset) -> dict[str, float] | None:
+    """The cell of the best test accuracy, None if no cell has one."""
+    if "test_accuracy" not in cells or not np.isfinite(cells["test_accuracy"]).any():
+        return None
+    there = cells["test_accuracy"].argmax(...)
+    assert isinstance(there, dict)
+    return {str(dim): float(cells[dim].values[int(k)]) for dim, k in there.items()}
 
 
 def save(figure: Figure, path_stem: Path) -> list[Path]:
-    """Write `<path_stem>.pdf` (vectors, embedded TrueType fonts) and `<path_stem>.png` (200 dpi); returns the paths.
+    """Write `<path_stem>.pdf` (vectors, embedded TrueType fonts) and `<path_stem>.png` (200 dpi).
 
-    The files hold no date and no host, so the same figure gives the same bytes. Raises FileError when they cannot be
-    written.
+    The files hold no date and no host, so the same figure gives the same bytes. Returns their paths; raises
+    FileError when they cannot be written.
     """
     formats: dict[str, dict[str, Any]] = {
         "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": "lossatlas"}},
@@ -29,9 +57,21 @@ def save(figure: Figure, path_stem: Path) -> list[Path]:
     written = []
     for suffix, options in formats.items():
         stream = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with mpl.rc_context(STYLE), _quiet_fonts():
             figure.savefig(stream, format=suffix, **options)
         path = path_stem.with_name(f"{path_stem.name}.{suffix}")
         files.write_file(path, stream.getvalue())
         written.append(path)
     return written
+
+
+@contextmanager
+def _quiet_fonts() -> Iterator[None]:
+    """Hold back the font library's remarks on the dates inside matplotlib's own font."""
+    logger = logging.getLogger("fontTools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

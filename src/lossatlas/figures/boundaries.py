@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,9 @@ def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
 
     Each metric (the logarithm of the training loss) is interpolated bilinearly in the logarithms of the axes and
     constantly from the outer cells to the frame; a cell without a value leaves a gap as far as its neighbours.
-    Sharp means `ln_trace > a or train_loss > b`, so its boundary is where the larger excess is zero: as both excesses
-    are interpolated first, it does not depend on how one is scaled against the other. The CKA boundary exists
-    only inside Phase IV, that is where the other interpolants say flat and not poor.
+    Sharp means `ln_trace > a or train_loss > b`, so its boundary is where the larger excess is zero: as both
+    excesses are interpolated first, it does not depend on how one is scaled against the other. The CKA boundary
+    exists only inside Phase IV, that is where the other interpolants say flat and not poor.
     """
     limits = thresholds(labels)
     excess = {
@@ -87,21 +87,21 @@ def thresholds(labels: xr.Dataset) -> dict[str, float | None]:
     return {name: None if origins[name] == "no transition" else float(limits[name]) for name in SHORT_NAMES}
 
 
-def _words(names: list[str], limits: Mapping[str, float | None]) -> str:
+def _words(names: Sequence[str], limits: Mapping[str, float | None]) -> str:
     texts = (f"{SHORT_NAMES[name]} = {limit:.3g}" for name in names if (limit := limits[name]) is not None)
     return " or ".join(texts).replace("-", "−")
 
 
 def _excess(name: str, values: Floats, limit: float) -> Floats:
     """How far a metric lies above its limit; a loss in nat lies over decades, so its logarithm is compared."""
-    if name == "train_loss" and limit > 0 and np.nanmin(values, initial=np.inf) > 0:
-        return np.log(values) - np.log(limit)
+    if name == "train_loss" and limit > 0 and not (values <= 0).any():
+        return np.asarray(np.log(values) - np.log(limit))
     return values - limit
 
 
 def _largest(excesses: list[Floats]) -> Floats:
     """The largest excess; where one is unknown, another decides only if it is positive."""
-    largest = np.fmax.reduce(excesses)
+    largest: Floats = np.fmax.reduce(excesses)
     known = np.all(np.isfinite(excesses), axis=0)
     return np.where(known | (largest > 0), largest, np.nan)
 

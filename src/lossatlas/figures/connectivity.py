@@ -21,6 +21,7 @@ _LINES: dict[str, dict[str, Any]] = {
     "train": {"color": "#2b6f97", "linestyle": "-", "linewidth": 0.8},
     "test": {"color": "#b5454d", "linestyle": (0, (3, 1.2)), "linewidth": 0.8},
 }
+_PANE = (1.25, 0.85)  # inches: one cell, with its gap
 _WORDS = {"error": "Error (%)", "loss": "Cross entropy (nat)"}
 
 
@@ -52,23 +53,97 @@ def connectivity(
     rows = rows if grid.temperature.is_inverted else rows[::-1]  # the hottest first: it is drawn on top
     barriers = _mean_connectivity(tree, grid)
     along = {name: _curves_of(curves, grid, f"{name}_{quantity}") for name in _LINES}
-    size = (0.75 + 1.27 * len(columns), 0.82 + 0.92 * len(rows))
-    figure = Figure(figsize=size)
-    panes = figure.subplots(
-        len(rows),
-        len(columns),
+    figure = Figure(figsize=(0.90 + _PANE[0] * len(columns), 1.12 + _PANE[1] * len(rows)))
+    panes = _panes(figure, len(rows), len(columns))
+    for (i, j), axes in np.ndenumerate(panes):
+        cell = (rows[i], columns[j])
+        _draw(axes, curves["t"].values.astype(np.float64), {name: lines[cell] for name, lines in along.items()})
+        axes.set_gid(f"cell-{cell[0]}-{cell[1]}")
+        if np.isfinite(barriers[cell]):
+            mc = round(float(barriers[cell]), 1) + 0.0  # adding 0 turns -0.0 into 0.0
+            text = f"mc {mc:.1f}".replace("-", "−")
+            axes.text(0.5, 0.95, text, transform=axes.transAxes, ha="center", va="top", size=SMALL)
+    _set_range(panes[0, 0], [lines[np.ix_(rows, columns)] for lines in along.values()])
+    _describe(figure, panes, grid, rows, columns, _WORDS[quantity])
+    return figure
+
+
+def _picked(scale: Scale, most: int) -> list[int]:
+    """Indices of at most `most` values, evenly spread, with both ends."""
+    count = len(scale.values)
+    return [int(i) for i in np.unique(np.round(np.linspace(0, count - 1, min(count, most))))]
+
+
+def _mean_connectivity(tree: xr.DataTree, grid: Grid) -> Floats:
+    """Mean mode connectivity over the measured pairs (temperature, load); NaN where there is none."""
+    pairs = tree["pairs"].to_dataset() if "pairs" in tree.children else xr.Dataset()
+    if "mode_connectivity" not in pairs:
+        return np.full((len(grid.temperature.values), len(grid.load.values)), np.nan)
+    return grid.floats(pairs[["mode_connectivity"]].mean(("seed", "seed_b")), "mode_connectivity")
+
+
+def _curves_of(curves: xr.Dataset, grid: Grid, name: str) -> Floats:
+    """A quantity along all curves: (temperature, load, pair, t); no pair where it is missing."""
+    names = (grid.temperature.name, grid.load.name)
+    if name not in curves:
+        return np.empty((len(grid.temperature.values), len(grid.load.values), 0, curves.sizes["t"]))
+    ordered = curves[name].sortby(list(names)).transpose(*names, "seed", "seed_b", "t").values
+    return ordered.astype(np.float64).reshape(*ordered.shape[:2], -1, ordered.shape[-1])
+
+
+def _panes(figure: Figure, rows: int, columns: int) -> NDArray[Any]:  # of Axes
+    width, height = figure.get_size_inches()
+    margins = {"left": 0.42 / width, "right": 1 - 0.48 / width, "bottom": 0.60 / height, "top": 1 - 0.38 / height}
+    panes: NDArray[Any] = figure.subplots(
+        rows,
+        columns,
         squeeze=False,
         sharex=True,
         sharey=True,
-        gridspec_kw={
-            "left": 0.44 / size[0],
-            "right": 1 - 0.31 / size[0],
-            "bottom": 0.58 / size[1],
-            "top": 1 - 0.24 / size[1],
-            "wspace": 0.08,
-            "hspace": 0.10,
-        },
+        gridspec_kw=margins | {"wspace": 0.08, "hspace": 0.1},
     )
-    for (i, row), (j, column) in np.ndindex_pairs(rows, columns):
-        pass
-    return figure
+    return panes
+
+
+def _draw(axes: Axes, t: Floats, lines: dict[str, Floats]) -> None:
+    """One line a pair, broken where a value is missing."""
+    measured = False
+    for name, values in lines.items():
+        for line in values[np.isfinite(values).any(axis=-1)]:
+            axes.plot(t, line, gid=name, **_LINES[name])
+            measured = True
+    if not measured:
+        axes.set_facecolor("#ebebeb")
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", size=SMALL)
+
+
+def _set_range(axes: Axes, values: list[Floats]) -> None:
+    """One range for all: from 0 to the largest value, with room for mc above and for a line at 0 below."""
+    finite = np.concatenate([each[np.isfinite(each)] for each in values])
+    axes.set_xlim(0.0, 1.0)
+    top = float(finite.max(initial=0.0)) or 1.0
+    axes.set_ylim(-0.06 * top, 1.25 * top)
+    axes.set_xticks([0.0, 0.5, 1.0], ["0", "½", "1"])
+
+
+def _describe(
+    figure: Figure, panes: NDArray[Any], grid: Grid, rows: list[int], columns: list[int], quantity: str
+) -> None:
+    """Values of the axes above the columns and beside the rows, names at the rims."""
+    for axes, column in zip(panes[0], columns, strict=True):
+        axes.set_title(number(grid.load.values[column]), pad=2.5)
+    for axes, row in zip(panes[:, -1], rows, strict=True):
+        axes.yaxis.set_label_position("right")
+        axes.set_ylabel(number(grid.temperature.values[row]), rotation=0, ha="left", va="center")
+    width, height = figure.get_size_inches()
+    across = (panes[0, 0].get_position().x0 + panes[0, -1].get_position().x1) / 2
+    upward = (panes[0, 0].get_position().y1 + panes[-1, 0].get_position().y0) / 2
+    rim: dict[str, Any] = {"ha": "center", "va": "center"}
+    figure.text(across, 1 - 0.10 / height, grid.names[0], **rim)
+    figure.text(1 - 0.09 / width, upward, f"{grid.temperature.label} (← hotter)", rotation=270, **rim)
+    figure.text(0.09 / width, upward, quantity, rotation=90, **rim)
+    figure.text(across, 0.32 / height, "Position t on the curve", **rim)
+    handles = [
+        Line2D([], [], label=f"{name}ing" if name == "train" else name, **style) for name, style in _LINES.items()
+    ]
+    figure.legend(handles=handles, loc="center", bbox_to_anchor=(across, 0.12 / height), ncols=2, borderaxespad=0)

@@ -41,14 +41,17 @@ class Scale:
 
     @property
     def is_log(self) -> bool:
+        """Whether the plot's axis is logarithmic."""
         return min(self.values) > 0
 
     @property
     def centres(self) -> Floats:
+        """Where the cells lie: their values or their ranks."""
         return self.from_u(self.u)
 
     @property
     def u(self) -> Floats:
+        """The same in the coordinate that paper shows evenly."""
         return np.log(self.values) if self.is_log else np.arange(len(self.values), dtype=np.float64)
 
     @property
@@ -63,6 +66,7 @@ class Scale:
 
     @property
     def edges(self) -> Floats:
+        """Where the cells end."""
         return self.from_u(self.u_edges)
 
     def from_u(self, u: Floats) -> Floats:
@@ -76,6 +80,11 @@ class Grid:
 
     load: Scale
     temperature: Scale
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the axes are called, with the direction in which load and temperature rise."""
+        return f"{self.load.label} (load →)", f"{self.temperature.label} (hotter →)"
 
     def array(self, dataset: xr.Dataset, name: str) -> NDArray[Any]:
         """A variable as an array (temperature, load), in ascending order of both."""
@@ -118,23 +127,20 @@ def _scale(coordinate: xr.DataArray) -> Scale:
     return Scale(name, label, values, name in COLDER_WITH_VALUE)
 
 
-def prepare(axes: Axes, grid: Grid, *, xlabels: bool = True, ylabels: bool = True) -> None:
+def prepare(axes: Axes, grid: Grid, *, x_numbers: bool = True, y_numbers: bool = True) -> None:
     """Scales, limits and ticks: a tick at every grid value, the hottest row on top, no label upon another."""
-    for axis, scale, role in (
-        (axes.xaxis, grid.load, "load →"),
-        (axes.yaxis, grid.temperature, "hotter →"),
+    for axis, scale, has_numbers in (
+        (axes.xaxis, grid.load, x_numbers),
+        (axes.yaxis, grid.temperature, y_numbers),
     ):
         is_x = axis is axes.xaxis
         (axes.set_xscale if is_x else axes.set_yscale)("log" if scale.is_log else "linear")
         low, high = scale.edges[[0, -1]]
         limits = (high, low) if scale.is_inverted else (low, high)
         (axes.set_xlim if is_x else axes.set_ylim)(*limits)
-        shown = xlabels if is_x else ylabels
         axis.set_major_locator(FixedLocator(scale.centres.tolist()))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FixedFormatter(_thinned(axes, scale, is_x) if shown else []))
-        if shown:
-            axis.set_label_text(f"{scale.label} ({role})")
+        axis.set_major_formatter(FixedFormatter(_thinned(axes, scale, is_x) if has_numbers else []))
 
 
 def _thinned(axes: Axes, scale: Scale, is_x: bool) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
-from lossatlas.figures.style import SMALL, no_value_key, styled
+from lossatlas.figures.style import FONT, SMALL, no_value_key, styled
 
 Floats = NDArray[np.float64]
 Limits = Literal["data", "published"]
@@ -51,10 +51,11 @@ _DECADES = 30.0  # a loss that spans more than this is drawn on a logarithmic sc
 def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
     """The seven metrics of [Yang2021], figures 2 and 3, over load (rightwards) and temperature (upwards).
 
-    `cells` is what `summary.cells` returns, over one load and one temperature axis. `limits` of the colours: those of
-    the `data` (mode connectivity symmetric about 0; a training loss that spans more than a factor 30 logarithmic), or
-    the ones `published` in [Yang2021], where the end of a colour bar is pointed if values lie beyond. A cell without a
-    value is hatched, a metric without a variable is called "not measured"; nothing is interpolated.
+    `cells` is what `summary.cells` returns, over one load and one temperature axis. `limits` of the colours: those
+    of the `data` (mode connectivity symmetric about 0; a training loss that spans more than a factor 30 on a
+    logarithmic scale), or the ones `published` in [Yang2021], where a colour bar is pointed at an end that values
+    exceed. A cell without a value is hatched, a metric without any is called "not measured"; nothing is
+    interpolated.
 
     Raises UserError if the cells have another number of axes, or `limits` is neither.
     """
@@ -62,15 +63,14 @@ def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
         raise UserError(f'limits={limits!r} is not known. Use "data" or "published".')
     grid = grid_of(cells)
     figure = Figure(figsize=_SIZE)
-    layout = figure.add_gridspec(
-        2, 4, left=0.062, right=0.925, bottom=0.105, top=0.945, wspace=0.58, hspace=0.32
-    )
+    frame = {"left": 0.07, "right": 0.93, "bottom": 0.10, "top": 0.945}
+    layout = figure.add_gridspec(2, 4, **frame, wspace=0.58, hspace=0.29)
     any_hatched = False
     for place, metric in enumerate(METRICS):
         row, column = divmod(place, 4)
         axes = figure.add_subplot(layout[row, column])
-        # The last column has no panel below it, so its upper panel carries the labels of the load.
-        prepare(axes, grid, xlabels=row == 1 or column == 3, ylabels=column == 0)
+        # The last column has no panel below it, so its upper panel carries the numbers of the load.
+        prepare(axes, grid, x_numbers=row == 1 or column == 3, y_numbers=column == 0)
         axes.set_title(f"({'abcdefg'[place]}) {metric.title}", loc="left")
         values = grid.floats(cells, metric.name)
         hatch_cells(axes, grid, ~np.isfinite(values))
@@ -79,7 +79,14 @@ def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
             _draw(axes, grid, metric, values, limits)
         else:
             _say_not_measured(axes)
-    _add_key(figure, layout[1, 3].get_position(figure).x0, any_hatched)
+    load, temperature = grid.names
+    # One name for all panels, centred below the lower three and beside the two rows.
+    centre = (frame["left"] + layout[1, 2].get_position(figure).x1) / 2
+    figure.supxlabel(load, x=centre, y=0.01, size=FONT)
+    figure.supylabel(temperature, x=0.004, y=(frame["bottom"] + frame["top"]) / 2, size=FONT)
+    if any_hatched:
+        corner = (layout[1, 3].get_position(figure).x0, frame["bottom"])
+        figure.legend(handles=[no_value_key("no value")], loc="lower left", bbox_to_anchor=corner, borderaxespad=0)
     return figure
 
 
@@ -99,10 +106,11 @@ def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, limits: Limits
     place = figure.add_axes((box.x1 + 0.008, box.y0, 0.010, box.height))
     finite = values[np.isfinite(values)]
     below, above = bool(finite.min() < norm.vmin), bool(finite.max() > norm.vmax)
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+    extend: Literal["both", "min", "max", "neither"] = (
+        ("both" if above else "min") if below else ("max" if above else "neither")
+    )
     bar = Colorbar(place, mesh, extend=extend)
-    bar.set_label(metric.bar, fontsize=SMALL)
-    bar.ax.yaxis.set_label_coords(3.9, 0.5)  # one place for all, however wide the numbers are
+    bar.set_label(metric.bar, fontsize=SMALL, labelpad=1.0)
     bar.outline.set_linewidth(0.4)
     if isinstance(norm, LogNorm):
         bar.ax.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -132,9 +140,3 @@ def _norm(metric: Metric, values: Floats, limits: Limits) -> Normalize:
 def _say_not_measured(axes: Axes) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", bbox=box)
-
-
-def _add_key(figure: Figure, left: float, any_hatched: bool) -> None:
-    """The free corner says what hatching means."""
-    if any_hatched:
-        figure.legend(handles=[no_value_key("no value")], loc="lower left", bbox_to_anchor=(left, 0.1))

@@ -19,16 +19,13 @@ from scipy import ndimage
 
 from lossatlas.errors import UserError
 from lossatlas.figures.boundaries import Boundaries, boundaries
-from lossatlas.figures.grid import Grid, grid_of, hatch_cells, inches_of, prepare
+from lossatlas.figures.grid import Grid, Scale, grid_of, hatch_cells, inches_of, prepare
 from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, no_value_key, number, styled
 
 _SIZE = (3.5, 3.0)  # inches: one column
 _ROW = 0.125  # inches: one row of the legend
-_LINES: dict[str, dict[str, Any]] = {
-    "sharp": {"linestyles": "-", "linewidths": 1.3},
-    "mode_connectivity": {"linestyles": [(0, (4, 1.5))], "linewidths": 1.3},
-    "cka": {"linestyles": [(0, (1, 1.2))], "linewidths": 1.3},
-}
+_LINES: dict[str, Any] = {"sharp": "-", "mode_connectivity": (0, (4, 1.5)), "cka": (0, (1, 1.2))}
+_LINE_WIDTH = 1.3
 _MARKS: dict[str, dict[str, Any]] = {
     "uncertain": {"marker": "o", "markersize": 3.0, "markerfacecolor": "none", "markeredgewidth": 0.5},
     "not-ok": {"marker": "x", "markersize": 2.6, "markeredgewidth": 0.6},
@@ -47,11 +44,11 @@ def phase_map(
 ) -> Figure:
     """The phases of [Yang2021] over load (rightwards) and temperature (upwards).
 
-    `labels` is what `phases.label` returns. Every region is named at its pole of inaccessibility. Lines are the level
-    sets of the metrics at their thresholds (see `boundaries`); a metric without transition has no line, and the
-    legend says so. Circles mark labels in doubt: a probability below `min_probability`, or a margin below `min_margin`
-    (in MADs; the margin also covers what the probability holds fixed). Crosses mark cells with a status other than
-    ok, hatching cells without a phase, a star the cell `best` ({axis: value}).
+    `labels` is what `phases.label` returns. Every region is named at its pole of inaccessibility. Lines are the
+    level sets of the metrics at their thresholds (see `boundaries`); a metric without transition has no line, and
+    the legend says so. Circles mark labels in doubt: a probability below `min_probability`, or a margin below
+    `min_margin` (in MADs; the margin also covers what the probability holds fixed). Crosses mark cells with a
+    status other than ok, hatching cells without a phase, a star the cell `best` ({axis: value}).
 
     Raises UserError if the labels have another number of axes, or `best` is no cell of theirs.
     """
@@ -63,8 +60,8 @@ def phase_map(
     )
     status = grid.array(labels, "status").astype(str)
     marks = {
-        "uncertain": _places(grid, is_doubtful & (phases != "")),
-        "not-ok": _places(grid, (status != "ok") & (status != "missing")),
+        "uncertain": _corners(grid, is_doubtful & (phases != ""), across=0.82),
+        "not-ok": _corners(grid, (status != "ok") & (status != "missing"), across=0.18),
         "best": _star(grid, best),
     }
     doubt = f"probability < {number(min_probability)} or margin < {number(min_margin)}"
@@ -73,18 +70,18 @@ def phase_map(
     below = 0.35 + _ROW * math.ceil(len(key) / 2)
     axes = figure.add_axes((0.145, below / _SIZE[1], 0.83, 1 - (below + 0.07) / _SIZE[1]))
     prepare(axes, grid)
+    axes.set_xlabel(grid.names[0])
+    axes.set_ylabel(grid.names[1])
     _fill(axes, grid, phases)
     _draw_lines(axes, lines)
     for name, points in marks.items():
         if len(points):
             axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **_MARKS[name])
     halo = [withStroke(linewidth=1.6, foreground="white")]
-    for phase, x, y, size in _names(phases, grid, inches_of(axes)):
+    for phase, x, y, size in _names(phases, grid, inches_of(axes), marks["best"]):
         text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
         text.set_gid("name")
-    figure.legend(
-        handles=key, loc="lower center", ncols=2, borderaxespad=0.2, labelspacing=0.3, columnspacing=1.2
-    )
+    figure.legend(handles=key, loc="lower center", ncols=2, borderaxespad=0.2, labelspacing=0.3, columnspacing=1.2)
     return figure
 
 
@@ -109,16 +106,25 @@ def _draw_lines(axes: Axes, lines: Boundaries) -> None:
     for boundary in lines.found:
         known = boundary.field[np.isfinite(boundary.field)]
         if known.size and known.min() < 0 < known.max():
-            field = np.ma.masked_invalid(boundary.field)
             drawn = axes.contour(
-                lines.x, lines.y, field, levels=[0.0], colors="black", **_LINES[boundary.name]
+                lines.x,
+                lines.y,
+                np.ma.masked_invalid(boundary.field),
+                levels=[0.0],
+                colors="black",
+                linewidths=_LINE_WIDTH,
+                linestyles=[_LINES[boundary.name]],
             )
             drawn.set_gid(boundary.name)
 
 
-def _places(grid: Grid, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _corners(grid: Grid, where: NDArray[np.bool_], *, across: float) -> NDArray[np.float64]:
+    """A place (n, 2) near the lower edge of every cell in `where`: names stand in the middle of cells."""
     rows, columns = np.nonzero(where)
-    return np.column_stack([grid.load.centres[columns], grid.temperature.centres[rows]])
+    x, y = grid.load.u_edges, grid.temperature.u_edges
+    up = 0.8 if grid.temperature.is_inverted else 0.2
+    u, v = x[columns] + across * np.diff(x)[columns], y[rows] + up * np.diff(y)[rows]
+    return np.column_stack([grid.load.from_u(u), grid.temperature.from_u(v)])
 
 
 def _star(grid: Grid, best: Mapping[str, float] | None) -> NDArray[np.float64]:
@@ -128,9 +134,7 @@ def _star(grid: Grid, best: Mapping[str, float] | None) -> NDArray[np.float64]:
     try:
         row, column = (s.values.index(float(best[s.name])) for s in (grid.temperature, grid.load))
     except (KeyError, ValueError):
-        axes = "; ".join(
-            f"{s.name}: {', '.join(map(number, s.values))}" for s in (grid.load, grid.temperature)
-        )
+        axes = "; ".join(f"{s.name}: {', '.join(map(number, s.values))}" for s in (grid.load, grid.temperature))
         raise UserError(
             f"best={dict(best)} is no cell of these labels. Give one value of each axis ({axes})."
         ) from None
@@ -148,10 +152,7 @@ def _key(
     entries: list[Artist] = []
     for boundary in lines.found:
         style = _LINES[boundary.name]
-        pattern = style["linestyles"] if isinstance(style["linestyles"], str) else style["linestyles"][0]
-        entries.append(
-            Line2D([], [], color="black", linestyle=pattern, linewidth=1.3, label=boundary.text)
-        )
+        entries.append(Line2D([], [], color="black", linestyle=style, linewidth=_LINE_WIDTH, label=boundary.text))
     entries += [Line2D([], [], linestyle="none", label=f"{name}: no transition") for name in lines.without]
     texts = {"uncertain": doubt, "not-ok": "a seed or pair not ok", "best": "best test accuracy"}
     for name, points in marks.items():
@@ -162,31 +163,38 @@ def _key(
 
 
 def _names(
-    phases: NDArray[Any], grid: Grid, inches: tuple[float, float]
+    phases: NDArray[Any], grid: Grid, inches: tuple[float, float], avoid: NDArray[np.float64]
 ) -> list[tuple[str, float, float, float]]:
-    """Name, place and size for the largest region of every phase, and for each other that holds a letter."""
-    columns, xs = _raster(grid.load.u_edges)
-    rows, ys = _raster(grid.temperature.u_edges)
+    """Name, place and size for the largest region of every phase, and for each other that holds a letter.
+
+    The place is the region's pole of inaccessibility: the point farthest, on paper, from its rim and from the
+    points `avoid`.
+    """
+    columns, xs = _raster(grid.load)
+    rows, ys = _raster(grid.temperature)
     pixel = (inches[1] / _RASTER, inches[0] / _RASTER)
+    free = np.ones((_RASTER, _RASTER), dtype=bool)
+    for x, y in avoid:
+        free[np.abs(ys - y).argmin(), np.abs(xs - x).argmin()] = False
     named = []
     for phase in PHASE_COLOURS:
         regions, count = ndimage.label(phases == phase)
         shapes = [regions[np.ix_(rows, columns)] == k for k in range(1, count + 1)]
         shapes.sort(key=lambda shape: -int(shape.sum()))
         for k, shape in enumerate(shapes):
-            depth = ndimage.distance_transform_edt(np.pad(shape, 1), sampling=pixel)[1:-1, 1:-1]
+            depth = ndimage.distance_transform_edt(np.pad(shape & free, 1), sampling=pixel)[1:-1, 1:-1]
             if k > 0 and depth.max() < 0.75 * FONT / INCH:
                 continue
             row, column = _pole(depth, shape)
-            x, y = grid.load.from_u(xs[column]), grid.temperature.from_u(ys[row])
-            named.append((phase, float(x), float(y), FONT + 1 if k == 0 else SMALL))
+            named.append((phase, float(xs[column]), float(ys[row]), FONT + 1 if k == 0 else SMALL))
     return named
 
 
-def _raster(u_edges: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The cell and the coordinate u of every pixel along an axis."""
-    u = u_edges[0] + (np.arange(_RASTER) + 0.5) / _RASTER * (u_edges[-1] - u_edges[0])
-    return np.searchsorted(u_edges, u) - 1, u
+def _raster(scale: Scale) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The cell and the plot coordinate of every pixel along an axis."""
+    edges = scale.u_edges
+    u = edges[0] + (np.arange(_RASTER) + 0.5) / _RASTER * (edges[-1] - edges[0])
+    return np.searchsorted(edges, u) - 1, scale.from_u(u)
 
 
 def _pole(depth: NDArray[np.float64], shape: NDArray[np.bool_]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 from matplotlib.patches import Patch
 
 SMALL = 6.0  # points: tick labels and legends
@@ -12,7 +12,7 @@ FONT = 7.0  # points: everything else
 INCH = 72.0  # points
 
 # DejaVu Sans comes with matplotlib, so a figure looks the same, to the byte, on every machine.
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # Any: matplotlib's own type lists every key, and another list in every version
     "font.family": "DejaVu Sans",
     "font.size": FONT,
     "axes.titlesize": FONT,
@@ -46,9 +46,9 @@ PHASE_COLOURS = {
     "IV-A": "#b3d9ec",
     "IV-B": "#4f93b8",
 }
-_NO_VALUE = {"facecolor": "#ebebeb", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0.0}
+_NO_VALUE: dict[str, Any] = {"facecolor": "#ebebeb", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0.0}
 
-styled = matplotlib.rc_context(STYLE)  # a decorator: the style holds inside the function and nowhere else
+styled = mpl.rc_context(STYLE)  # a decorator: the style holds inside the function and nowhere else
 
 
 def no_value_style() -> dict[str, Any]:
@@ -62,6 +62,7 @@ def no_value_key(text: str) -> Patch:
 
 
 def number(value: float) -> str:
-    """A short name for a number: 1024, 0.05, 5e-5."""
-    mantissa, e, exponent = f"{value:g}".partition("e")
+    """A short name for a number: 1024, 0.05, 5e-4."""
+    text = f"{value:.0e}" if 0 < abs(value) < 1e-3 and float(f"{value:.0e}") == value else f"{value:g}"
+    mantissa, e, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if e else mantissa

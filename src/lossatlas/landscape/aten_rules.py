@@ -1,9 +1,9 @@
 """Which ATen operations are affine in each of their inputs: the allow-list that linearity.py walks a graph with.
 
-Every operation maps its positional arguments to one of two roles. `added`: the result is (piecewise) linear in all of
-these together, so what they depend on is united. `multiplied`: the result is linear in each, so no two of these may
-depend on the same parameter. An argument in neither role must not depend on parameters (a divisor, an index, a
-running statistic). Piecewise constant operations have derivative zero and hence depend on nothing.
+Every operation maps its positional arguments to one of two roles. `added`: the result is (piecewise) linear in
+all of these together, so what they depend on is united. `multiplied`: the result is linear in each, so no two
+of these may depend on the same parameter. An argument in neither role must not depend on parameters (a divisor,
+an index, a running statistic). Piecewise constant operations have derivative zero and hence depend on nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RULES: dict[str, Rule] = {
     # views and copies of the first argument
     **_names(
         "view _unsafe_view reshape _reshape_alias t transpose permute expand squeeze unsqueeze slice select split "
-        "split_with_sizes unbind chunk as_strided flatten unfold im2col col2im diagonal narrow movedim numpy_T alias "
-        "detach clone contiguous _to_copy lift_fresh lift_fresh_copy constant_pad_nd reflection_pad1d "
+        "split_with_sizes unbind chunk as_strided flatten unfold im2col col2im diagonal narrow movedim numpy_T "
+        "alias detach clone contiguous _to_copy lift_fresh lift_fresh_copy constant_pad_nd reflection_pad1d "
         "reflection_pad2d replication_pad1d replication_pad2d flip roll repeat pixel_shuffle pixel_unshuffle "
         "channel_shuffle index_select gather index embedding tril triu cat stack",
         Rule(added=(0,)),
@@ -43,8 +43,8 @@ RULES: dict[str, Rule] = {
     # piecewise linear
     **_names(
         "relu leaky_relu hardtanh relu6 abs threshold clamp clamp_min clamp_max hardsigmoid hardshrink softshrink "
-        "max_pool2d_with_indices max_pool3d_with_indices max_pool2d adaptive_max_pool2d adaptive_max_pool3d amax amin "
-        "sort topk masked_fill",
+        "max_pool2d_with_indices max_pool3d_with_indices max_pool2d adaptive_max_pool2d adaptive_max_pool3d "
+        "amax amin sort topk masked_fill",
         Rule(added=(0,)),
     ),
     **_names("max min maximum minimum", Rule(added=(0, 1))),
@@ -65,9 +65,14 @@ RULES: dict[str, Rule] = {
     ),
 }
 
-TRAINING_FLAG = {"native_batch_norm": 5, "_native_batch_norm_legit": 5, "cudnn_batch_norm": 5, "miopen_batch_norm": 5}
+TRAINING_FLAG = {
+    "native_batch_norm": 5,
+    "_native_batch_norm_legit": 5,
+    "cudnn_batch_norm": 5,
+    "miopen_batch_norm": 5,
+}
 
 PIECEWISE_CONSTANT = frozenset(
-    "sign sgn floor ceil round trunc zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty "
-    "heaviside".split()
+    ("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside")
+    + ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
 )  # results of integer or boolean type (comparisons, indices) are piecewise constant too

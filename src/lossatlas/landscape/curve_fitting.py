@@ -72,12 +72,13 @@ def fit(
 
     The whole model is in train mode: BatchNorm uses the statistics of the batch (so a batch of one sample, which
     has none, is left out when the model has BatchNorm layers). Everything random (t, Dropout, a loader that draws
-    from torch's global generator) follows from `seed`; the same call gives the same bits on a CPU. The caller's model and
-    random state stay as they are. Weights have the dtype of the ends; `device` defaults to the model's.
+    from torch's global generator) follows from `seed`; on a CPU the same call gives the same bits. The caller's
+    model and random state stay as they are. Weights have the dtype of the ends; `device` defaults to the model's.
 
-    The gradient of bend i is c_i(t) dL/dw: one backward pass at the interpolated weights w, so an epoch costs
-    1.06 (ResNet18 of width 8) to 1.10 (two convolutions) plain epochs. A loss that is not finite ends the fit after its epoch with status
-    `"diverged"`. Raises UserError for arguments that do not fit together, and an epoch without samples.
+    The gradient of bend i is c_i(t) dL/dw: one backward pass at the interpolated weights w, so an epoch costs 1.06
+    (ResNet18 of width 8) to 1.10 (two convolutions) plain epochs. A loss that is not finite ends the fit after its
+    epoch with status `"diverged"`. Raises UserError for arguments that do not fit together, and an epoch without
+    usable batches.
     """
     layout = layout_of(model)
     _check(layout, ends, batches, bends, epochs, lr, momentum, l2, kind, start)

@@ -22,9 +22,9 @@ BREAKDOWN_EPS = 32  # a next direction shorter than this many eps of the spectru
 class Eigenpairs:
     """Eigenpairs with what they rest on; NaN throughout where a product was not finite.
 
-    A residual is ||A v - lambda v|| of the unit vector v, from the recurrence, hence exact up to the rounding of the
-    operator's type (some eps ||A||). An eigenvalue of A lies within the residual of each value, and within
-    residual^2 / gap where the gap is larger; the angle of the vector is at most about residual / gap.
+    A residual is ||A v - lambda v|| of the unit vector v, from the recurrence, hence exact up to the rounding
+    of the operator's type (some eps ||A||). An eigenvalue of A lies within the residual of each value, and
+    within residual^2 / gap where the gap is larger; the angle of the vector is at most about residual / gap.
     """
 
     eigenvalues: Tensor  # (k,) float64; "both": (2k,), the k largest before the k smallest
@@ -49,7 +49,7 @@ def eigenpairs(
     max_basis: int | None = None,
     seed: int,
 ) -> Eigenpairs:
-    """The k algebraically largest (descending) or smallest (ascending) eigenvalues of `op`, or k of each, with vectors.
+    """The k algebraically largest (descending) or smallest (ascending) eigenpairs of `op`, or k of each.
 
     Rayleigh-Ritz on the Krylov space of a random vector [Lanczos 1950], every new direction orthogonalised twice
     against the whole basis, the projected matrix in float64. Stops when for every wanted pair
@@ -58,9 +58,10 @@ def eigenpairs(
     products): a full basis is compressed to its best Ritz vectors [Wu and Simon 2000]. Beside the products, the
     work is 4 n m multiplications for the m-th direction.
 
-    When the Krylov space is exhausted (an invariant subspace), the search goes on from a new random direction until
-    k spaces are, so that an eigenvalue repeated k times is found k times. Without that, an exactly repeated
-    eigenvalue may be found once. Raises UserError for a k that does not fit the operator or the budgets.
+    When the Krylov space is exhausted (an invariant subspace), the search goes on from a new random direction
+    until k spaces are, so that an eigenvalue repeated k times is found k times. Without that, an exactly
+    repeated eigenvalue may be found once. Raises UserError for a k that does not fit the operator or the
+    budgets.
     """
     wanted = 2 * k if which == "both" else k
     _check(op.size, k, wanted, which, max_matvecs, max_basis)
@@ -153,7 +154,8 @@ class _Space:
         """(n, p): the unit vectors with coefficients `vectors` (m, p) in the basis, their signs fixed."""
         found = self.basis[: self.m].T @ vectors.to(self.basis)
         largest = found.gather(0, found.abs().argmax(0, keepdim=True))
-        return found / (torch.linalg.vector_norm(found, dim=0) * torch.where(largest < 0, -1.0, 1.0))
+        unit: Tensor = found / (torch.linalg.vector_norm(found, dim=0) * torch.where(largest < 0, -1.0, 1.0))
+        return unit
 
     def _start(self) -> None:
         """A random direction, orthogonal to the basis, as the next one."""
@@ -164,7 +166,7 @@ class _Space:
 
 
 def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
+    """Coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
 
     Two passes leave rounding only ["twice is enough": Parlett 1998, section 6.9].
     """
@@ -179,7 +181,7 @@ def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norm(vector: Tensor) -> float:
-    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def _ranking(m: int, which: Which) -> list[int]:
@@ -213,7 +215,9 @@ def _failed(op: SymmetricOperator, wanted: int, matvecs: int, which: Which, tol:
 
 def _check(n: int, k: int, wanted: int, which: Which, max_matvecs: int, max_basis: int | None) -> None:
     if which not in get_args(Which):
-        raise UserError(f"which={which!r} is not an end of the spectrum. Allowed are {', '.join(get_args(Which))}.")
+        raise UserError(
+            f"which={which!r} is not an end of the spectrum. Allowed are {', '.join(get_args(Which))}."
+        )
     if not 1 <= k <= wanted <= n:
         raise UserError(
             f"k={k} ({which}) asks for {wanted} eigenvalues of an operator of order {n}. Give a k from 1 to "
@@ -222,4 +226,6 @@ def _check(n: int, k: int, wanted: int, which: Which, max_matvecs: int, max_basi
     if max_matvecs < wanted:
         raise UserError(f"max_matvecs={max_matvecs} is too few for {wanted} eigenvalues. Give at least {wanted}.")
     if max_basis is not None and max_basis < min(wanted + 2, n):
-        raise UserError(f"max_basis={max_basis} cannot hold {wanted} Ritz vectors and the search. Give {wanted + 2} or more.")
+        raise UserError(
+            f"max_basis={max_basis} cannot hold {wanted} Ritz vectors and the search. Give {wanted + 2} or more."
+        )

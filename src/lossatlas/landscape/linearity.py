@@ -1,9 +1,9 @@
-"""Are the outputs of a model piecewise affine in each single weight, so that tr H = tr GGN exactly?
+"""Whether the outputs of a model are piecewise affine in each single weight, so that tr H = tr GGN exactly.
 
-With outputs f and loss l(f), H = J' A J + sum_c (dl/df_c) d2 f_c, A the Hessian of l in f. Where every f_c is piecewise
-affine in each single weight theta_i (the others held), d2 f_c/d theta_i^2 vanishes wherever it exists, so the diagonals
-of H and of the generalised Gauss-Newton matrix G = J' A J agree, and with them the traces. No weight may then reach
-an output through two serial uses or through both factors of a product.
+With outputs f and loss l(f), H = J' A J + sum_c (dl/df_c) d2 f_c, A the Hessian of l in f. Where every f_c is
+piecewise affine in each single weight theta_i (the others held), d2 f_c/d theta_i^2 vanishes wherever it
+exists, so the diagonals of H and of the generalised Gauss-Newton matrix G = J' A J agree, and with them the
+traces. No weight may then reach an output through two serial uses or through both factors of a product.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def piecewise_affine(objective: Objective, theta: Tensor | None = None) -> Linea
     except UserError:
         raise
     except Exception as error:  # whatever the tracer cannot do, it says by exceptions of many types
-        return Linearity(False, f"the model cannot be traced: {str(error).splitlines()[0] if str(error) else error!r}")
+        return Linearity(
+            False, f"the model cannot be traced: {str(error).splitlines()[0] if str(error) else error!r}"
+        )
     try:
         _follow(graph, names)
     except _Broken as broken:
@@ -72,9 +74,10 @@ def confirm(
 ) -> Linearity:
     """Check e_i' H e_i = e_i' G e_i at random coordinates i on the first samples, in float64.
 
-    The coordinates are drawn evenly over the parameter tensors. They must agree to 1e-6 of the larger, the rounding of
-    some hundred operations with room, plus 1e-12 ||J e_i||^2 max(1, |A|): A is known only to an absolute eps
-    where the loss saturates. A network that is curved in a weight errs by its whole second derivative.
+    The coordinates are drawn evenly over the parameter tensors. They must agree to 1e-6 of the larger, the
+    rounding of some hundred operations with room, plus 1e-12 ||J e_i||^2 max(1, |A|): A is known only to an
+    absolute eps where the loss saturates. A network that is curved in a weight errs by its whole second
+    derivative.
     """
     criterion = objective.criterion
     if criterion is None:
@@ -89,13 +92,20 @@ def confirm(
             loss = criterion.loss(outputs, batch).sum()
             curvature = output_hessians(criterion.loss, outputs.detach(), batch)  # A (n, C, C)
             disagreement = _disagreement(tensors, outputs, loss, curvature, _draw(tensors, coordinates, seed))
-        except (RuntimeError, ValueError) as error:  # such as a constant that stayed in float32, or no second derivative
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # such as a constant that stayed in float32, or no second derivative
             return Linearity(False, f"it cannot be confirmed in float64: {str(error).splitlines()[0]}")
     return Linearity(not disagreement, disagreement)
 
 
 def _disagreement(
-    tensors: Mapping[str, Tensor], outputs: Tensor, loss: Tensor, curvature: Tensor, drawn: Sequence[tuple[str, int]]
+    tensors: Mapping[str, Tensor],
+    outputs: Tensor,
+    loss: Tensor,
+    curvature: Tensor,
+    drawn: Sequence[tuple[str, int]],
 ) -> str:
     """What says that H and G differ on the diagonal; empty when they agree at all drawn coordinates."""
     leaves = list(tensors.values())
@@ -151,7 +161,7 @@ def _draw(tensors: Mapping[str, Tensor], coordinates: int, seed: int) -> list[tu
 
 
 def _traced(objective: Objective, theta: Tensor) -> tuple[fx.Graph, list[str]]:
-    """The graph of ATen operations from the parameters (first placeholders, in order of the names) to the outputs."""
+    """The graph of ATen operations from the parameters to the outputs, and their names in order of placeholders."""
     from torch.fx.experimental.proxy_tensor import make_fx  # its import takes a second, so only when needed
 
     tensors = {n: t.detach() for n, t in objective.unflatten(theta).items()}
@@ -187,7 +197,7 @@ def _follow(graph: fx.Graph, names: Sequence[str]) -> None:
 
 
 def _dependence(node: fx.Node, depends: Mapping[fx.Node, Names]) -> Names:
-    """The parameters that the result of a node depends on; raises _Broken when it is not affine in each of them."""
+    """The parameters that the result of a node depends on; raises _Broken when it is not affine in each."""
     arguments = [*node.args, *node.kwargs.values()]
     sets = [_union(argument, depends) for argument in arguments]
     everything = frozenset().union(*sets)
@@ -195,7 +205,9 @@ def _dependence(node: fx.Node, depends: Mapping[fx.Node, Names]) -> Names:
         return NOTHING
     if node.target is operator.getitem:
         return sets[0]
-    operation = str(node.target).split(".")[1] if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    operation = (
+        str(node.target).split(".")[1] if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    )
     if operation in PIECEWISE_CONSTANT:
         return NOTHING
     rule = RULES.get(operation, Rule())
@@ -219,7 +231,7 @@ def _union(argument: Any, depends: Mapping[fx.Node, Names]) -> Names:
 
 
 def _is_floating(value: Any) -> bool:
-    """Whether a result holds floating-point numbers (of a tuple: its first part, the values before the indices)."""
+    """Whether a result holds floating-point numbers (of a tuple: its first part, the values not the indices)."""
     first = value[0] if isinstance(value, tuple | list) and value else value
     return not isinstance(first, Tensor) or first.is_floating_point() or first.is_complex()
 

@@ -51,6 +51,7 @@ class ModelCall(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
+        """`function(model, batch)`."""
         return function(self.model, batch)
 
 

@@ -115,9 +115,9 @@ class HessianOperator:
     held fixed ("eval", "recalibrate") or differentiated through ("batch").
 
     The graph of a piece's first backward pass is kept from product to product while the estimated memory of all
-    graphs stays within `memory` bytes, and built anew for the pieces beyond; the products are the same, bit for bit.
-    The estimate takes the bytes that autograd saves for the first piece, per sample. Cost of a product, in gradient
-    evaluations on the same data: 1.0 (MLP) to 2.7 (ResNet18) with kept graphs, 2.2 to 3.5 without.
+    graphs stays within `memory` bytes, and built anew for the pieces beyond; the products are the same, bit for
+    bit. The estimate takes the bytes that autograd saves for the first piece, per sample. Cost of a product, in
+    gradient evaluations on the same data: 1.0 (MLP) to 2.7 (ResNet18) with kept graphs, 2.2 to 3.5 without.
 
     Attention is computed by its plain formula, since the fused kernels cannot be differentiated twice. Raises
     UserError where another operation cannot. `matvecs` counts the products.
@@ -138,7 +138,8 @@ class HessianOperator:
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
             raise UserError(
-                f"The Hessian takes vectors of shape ({self.size},) or ({self.size}, k), not {tuple(vectors.shape)}."
+                f"The Hessian takes vectors of shape ({self.size},) or ({self.size}, k), "
+                f"not {tuple(vectors.shape)}."
             )
         rows = vectors.to(self.device, self.dtype).reshape(self.size, -1).T.contiguous()  # (k, n)
         columns = [list(self._objective.layout.unflatten(row).values()) for row in rows]
@@ -162,7 +163,7 @@ class HessianOperator:
                 yield self._differentiated(batch)
 
     def _keep(self) -> bool:
-        """Differentiate the first pieces, as many as fit the memory; are they all?"""
+        """Differentiate the first pieces, as many as fit the memory, and say whether they are all."""
         self._kept = []
         used = per_sample = 0.0
         for batch in self._objective.batches() if self._memory > 0 else ():
@@ -216,7 +217,7 @@ def _second_derivative() -> Iterator[None]:
             raise
         raise UserError(
             f"The model uses an operation that PyTorch cannot differentiate twice, so it has no Hessian products: "
-            f"{text.splitlines()[0]} Use a plain formulation of it: the uncompiled module instead of a torch.compile "
-            "one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its parameters out by "
+            f"{text.splitlines()[0]} Use a plain formulation of it: the uncompiled module instead of a "
+            "torch.compile one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its parameters out by "
             "params=..."
         ) from error

@@ -1,12 +1,13 @@
 """Squared gradient norms of single samples, for scalars s_x = v_x . f(x) of a model's outputs f(x) (C,).
 
-Three ways to sum_j values[x, j] ||d(vectors[x, j] . f(x)) / d theta||^2, all equal: `by_modules` (records what enters and
-leaves every layer, no weight gradient of a sample is formed where that costs more), `by_vmap`, `by_loop`.
+Three ways to sum_j values[x, j] ||d(vectors[x, j] . f(x)) / d theta||^2, all equal: `by_modules` (records what
+enters and leaves every layer, no weight gradient of a sample is formed where that costs more), `by_vmap`,
+`by_loop`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.objective import Batch, Objective
 
-VMAP_NUMBERS = 1 << 24  # of single-sample gradients held at once
+VMAP_NUMBERS = 1 << 22  # of single-sample gradients held at once: measured best on a CPU (16 MB in float32)
 
 Tensors = Mapping[str, Tensor]
 Norms = Callable[[Objective, Tensors, Tensors, Batch, Tensor, Tensor], Tensor]
@@ -37,7 +38,9 @@ def output_hessians(loss: Callable[[Tensor, Batch], Tensor], outputs: Tensor, ba
         if not slope.requires_grad:  # a loss that is linear in the outputs
             return flat.new_zeros(*flat.shape, flat.shape[1])
         rows = [
-            torch.autograd.grad(column.sum(), flat, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            torch.autograd.grad(column.sum(), flat, retain_graph=True, allow_unused=True, materialize_grads=True)[
+                0
+            ]
             for column in slope.unbind(1)
         ]
     return torch.stack(rows, dim=1)
@@ -47,18 +50,23 @@ def by_loop(
     objective: Objective, tensors: Tensors, buffers: Tensors, batch: Batch, vectors: Tensor, values: Tensor
 ) -> Tensor:
     """(n,) float64, one sample after another; vectors (n, r, C), values (n, r). Works for every model."""
-    rows = []
+    rows: list[Tensor] = []
     with torch.enable_grad():
         leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        inputs = list(leaves.values())
         for single in split.pieces(batch, 1):
             for output in objective.predict(leaves, buffers, single):
                 cotangents, weights = vectors[len(rows)], values[len(rows)]
-                norms = [_square(torch.autograd.grad(output, leaves.values(), v.view_as(output), **_GRAD)) for v in cotangents]
+                norms = [_square(_pulled_back(output, v, inputs)) for v in cotangents]
                 rows.append((torch.stack(norms) * weights).sum())
     return torch.stack(rows)
 
 
-_GRAD: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+def _pulled_back(outputs: Tensor, cotangent: Tensor, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The gradients of <cotangent, outputs>; the graph stays."""
+    return torch.autograd.grad(
+        outputs, inputs, cotangent.view_as(outputs), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def by_vmap(
@@ -71,7 +79,7 @@ def by_vmap(
     def one(parts: list[Tensor], cotangents: Tensor, weights: Tensor) -> Tensor:
         stream = iter(parts)
         single = split.map_tensors(batch, lambda _: next(stream).unsqueeze(0))
-        output, pull = torch.func.vjp(lambda values: objective.predict(values, buffers, single), dict(tensors))
+        output, pull, *_ = torch.func.vjp(lambda values: objective.predict(values, buffers, single), dict(tensors))
         norms = [_square(pull(v.view_as(output))[0].values()) for v in cotangents]
         return (torch.stack(norms) * weights).sum()
 
@@ -80,7 +88,7 @@ def by_vmap(
 
 
 def _square(gradients: Any) -> Tensor:
-    return torch.stack([g.square().sum(dtype=torch.float64) for g in gradients]).sum()
+    return torch.stack([g.square().sum().double() for g in gradients]).sum()
 
 
 def by_modules(
@@ -88,9 +96,9 @@ def by_modules(
 ) -> Tensor | None:
     """(n,) float64 as `by_loop`, from the inputs of every layer and the gradients at its outputs.
 
-    None unless every parameter belongs to exactly one Linear, Conv2d or BatchNorm in eval mode, called once in the
-    forward pass on a tensor whose first dimension is the samples'. That no parameter is used outside its module and
-    that the first dimension means samples is for the caller to check.
+    None unless every parameter belongs to exactly one Linear, Conv2d or BatchNorm in eval mode, called once in
+    the forward pass on a tensor whose first dimension is the samples'. That no parameter is used outside its
+    module and that the first dimension means samples is for the caller to check.
     """
     owners = _owners(objective)
     if owners is None:
@@ -103,7 +111,7 @@ def by_modules(
         total = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
         edges = [call.edge for call in calls]
         for vector, value in zip(vectors.unbind(1), values.unbind(1), strict=True):
-            gradients = torch.autograd.grad(outputs, edges, vector.view_as(outputs), **_GRAD)
+            gradients = _pulled_back(outputs, vector, edges)
             for call, gradient in zip(calls, gradients, strict=True):
                 total += value * call.squared_norms(gradient.detach())
     return total
@@ -152,8 +160,8 @@ class _LayerCall:
             return columns.view(len(x), module.groups, -1, columns.shape[-1])
         x = _positions(module, x)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            mean, variance = (t.view(-1, 1) for t in (module.running_mean, module.running_var))
-            return (x - mean) / (variance + module.eps).sqrt()
+            mean, variance = self.statistics
+            return (x - mean.view(-1, 1)) / (variance.view(-1, 1) + module.eps).sqrt()
         return x
 
     @cached_property
@@ -171,7 +179,7 @@ def _positions(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _owners(objective: Objective) -> dict[nn.Module, frozenset[str]] | None:
-    """The layers that hold the parameters of theta, with which of theirs count; None where by_modules cannot know."""
+    """The layers that hold the parameters of theta, with which of theirs count; None where there are others."""
     wanted = {id(p): n for n, p in objective.model.named_parameters() if n in set(objective.layout.names)}
     owners: dict[nn.Module, frozenset[str]] = {}
     seen: set[int] = set()
@@ -198,7 +206,7 @@ def _is_known(module: nn.Module) -> bool:
 def _recorded(
     objective: Objective, leaves: Tensors, buffers: Tensors, batch: Batch, owners: dict[nn.Module, frozenset[str]]
 ) -> tuple[Tensor, list[_LayerCall] | None]:
-    """The outputs, and one record a layer; None where a layer is not called exactly once or its input has changed."""
+    """The outputs, and one record a layer; None where one is not called exactly once or its input has changed."""
     calls: list[_LayerCall] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

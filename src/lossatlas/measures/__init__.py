@@ -51,7 +51,13 @@ _FIT = frozenset({"kind", "bends", "start", "epochs", "lr", "momentum", "batch_s
 
 STEPS: tuple[Measure, ...] = (
     Measure(
-        "evaluation", "model", s.Evaluation, 1, models.evaluate, {"models": models.EVALUATION_QUANTITIES}, always=True
+        "evaluation",
+        "model",
+        s.Evaluation,
+        1,
+        models.evaluate,
+        {"models": models.EVALUATION_QUANTITIES},
+        always=True,
     ),
     Measure("hessian", "model", s.Hessian, 1, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
     Measure(

@@ -32,9 +32,7 @@ class Samples(Protocol):
     def batches(self, size: int) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
         """A function that yields all samples in their order, in batches."""
 
-    def shuffled(
-        self, size: int, generator: Generator, *, drop_last: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, size: int, generator: Generator, *, drop_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order."""
 
 

@@ -40,14 +40,18 @@ HESSIAN_QUANTITIES = (
     Quantity("hessian_eig_residual", "nat", "residual |Hv - ev| of the largest eigenvalue", _LANCZOS),
     Quantity("hessian_eig_min", "nat", "smallest Hessian eigenvalue", _LANCZOS),
     Quantity("hessian_eig_min_residual", "nat", "residual |Hv - ev| of the smallest eigenvalue", _LANCZOS),
-    Quantity("hessian_eig_converged", "1", "1: the largest eigenvalue met its tolerance", "residual <= tol max|e|"),
+    Quantity(
+        "hessian_eig_converged", "1", "1: the largest eigenvalue met its tolerance", "residual <= tol max|e|"
+    ),
     Quantity("hessian_eigs", "nat", "largest Hessian eigenvalues, descending", _LANCZOS),
     Quantity("hessian_matvecs", "1", "Hessian-vector products spent on eigenvalues", "count"),
     Quantity("hessian_trace", "nat", "Hessian trace", "tr H = tr GGN where exact, else Hutchinson"),
     Quantity("hessian_trace_se", "nat", "standard error of the trace's estimator", "0: exact; else over probes"),
     Quantity("hessian_trace_data_se", "nat", "standard error of the trace over samples", "s / sqrt(m), if exact"),
     Quantity("hessian_trace_exact", "1", "1: the trace has no estimator error", "tr H = tr GGN detected"),
-    Quantity("hessian_trace_converged", "1", "1: the trace met its relative error", "standard error <= rel |trace|"),
+    Quantity(
+        "hessian_trace_converged", "1", "1: the trace met its relative error", "standard error <= rel |trace|"
+    ),
 )
 
 
@@ -74,9 +78,7 @@ def evaluate(
     return Outcome(values)
 
 
-def hessian(
-    job: Job, settings: Hessian, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
-) -> Outcome:
+def hessian(job: Job, settings: Hessian, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
     """Extremal eigenvalues and trace on `images` samples; see `landscape.lanczos` and `landscape.trace`."""
     from lossatlas.landscape.lanczos import eigenpairs
     from lossatlas.landscape.objective import Objective

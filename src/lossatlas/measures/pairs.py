@@ -39,7 +39,9 @@ CURVE_QUANTITIES = tuple(
 
 CONNECTIVITY_QUANTITIES = (
     Quantity("mode_connectivity", "%", "mode connectivity", "[Yang2021] eq. 4"),
-    Quantity("mode_connectivity_se", "%", "standard error of mode connectivity", "paired over samples, t* as found"),
+    Quantity(
+        "mode_connectivity_se", "%", "standard error of mode connectivity", "paired over samples, t* as found"
+    ),
     Quantity("t_star", "1", "where the curve deviates most", "argmax |h - E(t)|"),
     Quantity("t_star_at_end", "1", "1: an end deviates more than every inner point", "argmax over all points"),
     Quantity("curve_train_loss", "nat", "training loss of the curve's last epoch, at random t", "running mean"),

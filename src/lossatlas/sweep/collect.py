@@ -71,9 +71,9 @@ def _severity(status: str) -> int:
 
 def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset]:
     quantities = _quantities(spec)
-    seeds = {"seed": list(spec.seeds)}
+    seeds: dict[str, Sequence[Any]] = {"seed": list(spec.seeds)}
     pair_seeds = {**seeds, "seed_b": list(spec.seeds)}
-    ranks = {"rank": _counted(groups["models"], "hessian_eigs")}
+    ranks: dict[str, Sequence[Any]] = {"rank": _counted(groups["models"], "hessian_eigs")}
     ts = {"t": _ts(groups["curves"])}
     epochs = {"epoch": list(range(1, spec.train.epochs + 1))}
     datasets = {
@@ -88,9 +88,7 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
         datasets["pairs"] = results.group(spec.axes, pair_seeds, groups["pairs"], quantities["pairs"])
     if groups["curves"]:
         extra = {**pair_seeds, **ts}
-        datasets["curves"] = results.group(
-            spec.axes, extra, groups["curves"], quantities["curves"], along="t"
-        )
+        datasets["curves"] = results.group(spec.axes, extra, groups["curves"], quantities["curves"], along="t")
     if groups["cells"]:
         datasets["cells"] = results.group(spec.axes, {}, groups["cells"], quantities["cells"])
     return datasets

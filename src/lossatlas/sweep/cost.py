@@ -54,7 +54,9 @@ def estimate(cells: Sequence[CellPlan], facts: Facts) -> Estimate:
     known: dict[str, ModelCost] = {}
     start = time.monotonic()
     with one_thread():
-        for cell in sorted(cells, key=lambda c: sum(v for v in c.task.model.options.values() if isinstance(v, int))):
+        for cell in sorted(
+            cells, key=lambda c: sum(v for v in c.task.model.options.values() if isinstance(v, int))
+        ):
             name = canonical(cell.task.model.model_dump(mode="json"))
             if name in known:
                 continue
@@ -94,7 +96,7 @@ def _probe(task: Task, facts: Facts) -> ModelCost:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            criterion(model, batch).backward()  # type: ignore[no-untyped-call]
+            criterion(model, batch).backward()
             times.append(time.perf_counter() - start)
         seconds.append(min(times))
     small, large = PROBE_BATCHES

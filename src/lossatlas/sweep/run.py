@@ -58,7 +58,9 @@ def saved_spec(root: Path) -> Spec:
     """The spec of an existing run folder; raises FileError when there is none, or it is damaged."""
     path = root / "spec.json"
     if not path.is_file():
-        raise FileError(f"{root} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made.")
+        raise FileError(
+            f"{root} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made."
+        )
     raw = _read_json(path)
     try:
         return validate(raw, str(path))
@@ -84,7 +86,9 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
         ]
     for role in ("load", "temperature"):
         if list(before[role]) != list(now[role]):
-            problems.append(f"{role}: the folder varies {', '.join(before[role])}, the spec {', '.join(now[role])}")
+            problems.append(
+                f"{role}: the folder varies {', '.join(before[role])}, the spec {', '.join(now[role])}"
+            )
     if problems:
         problems.append("choose another folder with --out, or give the spec that the folder was made with")
         raise SpecError(f"The folder {folder.root} holds another experiment; it", problems)
@@ -121,7 +125,9 @@ def saved_plan(root: Path) -> dict[str, Any]:
     """The plan of a run folder; raises FileError when there is none."""
     path = root / "plan.json"
     if not path.is_file():
-        raise FileError(f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made.")
+        raise FileError(
+            f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made."
+        )
     return _read_json(path)
 
 
@@ -129,7 +135,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read ({error}). Restore it, or start a new folder with --out.") from error
+        raise FileError(
+            f"{path} cannot be read ({error}). Restore it, or start a new folder with --out."
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it holds no table. Restore it, or start a new folder with --out.")
     return content

@@ -31,7 +31,7 @@ from lossatlas.training import TrainedModel, train
 class Listener(Protocol):
     """Hears of the work; for progress bars and logs."""
 
-    def finished(self, step: Step, seconds: float, status: str) -> None:
+    def finished(self, step: Step, status: str) -> None:
         """A step was done and committed."""
 
     def skipped(self, step: Step) -> None:
@@ -74,15 +74,14 @@ class Worker:
         failures = []
         bench = _Bench(self, cell)
         for step in missing:
-            start = time.monotonic()
             try:
                 record = bench.do(step)
             except UserError:
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever a user's model raises is data of the sweep
+            except Exception as error:  # whatever a user's model raises is data of the sweep
                 failures.append(self._note_failure(step, error))
                 continue
-            self.listener.finished(step, time.monotonic() - start, record.status)
+            self.listener.finished(step, record.status)
         return failures
 
     def _note_failure(self, step: Step, error: Exception) -> str:
@@ -133,8 +132,15 @@ class _Bench:
             record, arrays = self._train(step)
         else:
             record, arrays = self._measure(step)
-        meta = {"seconds": round(time.monotonic() - start, 3), "started": time.time() - time.monotonic() + start}
-        meta |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(self._worker.device)}
+        meta: dict[str, Any] = {
+            "seconds": round(time.monotonic() - start, 3),
+            "started": time.time() - time.monotonic() + start,
+        }
+        meta |= {
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "device": str(self._worker.device),
+        }
         self._worker.store.commit(step.name, step.content, record, meta=meta, arrays=arrays)
         return record
 
@@ -142,7 +148,7 @@ class _Bench:
         seed = step.seeds[0]
         trained = train(
             self._fresh(seed),
-            self._job.train,  # type: ignore[arg-type]  # the job shows measures no more of Samples than they need
+            self._job.train,
             self._job.criterion,
             self._cell.train,
             seed=seed,

@@ -34,6 +34,10 @@ class RawData:
         """The shape of one input."""
         return tuple(self.train_inputs.shape[1:])
 
+    def facts(self) -> registry.Facts:
+        """Its sizes."""
+        return registry.Facts(len(self.train_targets), len(self.test_targets), self.input_shape, self.classes)
+
     def fingerprint(self) -> str:
         """128 bits of SHA-256 over the content: what every key that depends on the data holds."""
         digest = hashlib.sha256(repr((self.classes, self.scale, self.mean, self.std)).encode())
@@ -112,9 +116,9 @@ def cifar10(path: str | None = None) -> RawData:
             f"CIFAR-10 cannot be loaded from {path or 'the hub'} ({error}). Give task.data.path: a folder with "
             "train-*.parquet and test-*.parquet."
         ) from error
-    arrays = [array for split in ("train", "test") for array in _decoded(parts[split])]
+    train, test = _decoded(parts["train"]), _decoded(parts["test"])
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in [Yang2021]'s code
-    return RawData(*arrays, classes=10, scale=255.0, mean=mean, std=std)
+    return RawData(*train, *test, classes=10, scale=255.0, mean=mean, std=std)
 
 
 def _parquet_files(folder: Path) -> dict[str, list[str]]:

@@ -14,7 +14,8 @@ from lossatlas.landscape.objective import Criterion, supervised
 
 def error_percent(outputs: Tensor, batch: Any) -> Tensor:
     """(n,): 100 where the largest output is not the target's, else 0."""
-    return (outputs.argmax(dim=1) != batch[1]).double() * 100
+    wrong: Tensor = outputs.argmax(dim=1) != batch[1]
+    return wrong.double() * 100
 
 
 def cross_entropy() -> Criterion:
@@ -31,5 +32,7 @@ def build(name: str) -> Criterion:
             "extra named error."
         )
     if "error" not in criterion.extras:
-        raise UserError(f"loss {name!r} has no extra named error (in percent), which connectivity and the maps need.")
+        raise UserError(
+            f"loss {name!r} has no extra named error (in percent), which connectivity and the maps need."
+        )
     return criterion

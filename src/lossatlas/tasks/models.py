@@ -16,9 +16,7 @@ from lossatlas.errors import UserError
 from lossatlas.seeding import derive
 
 
-def build(
-    name: str, options: dict[str, Any], *, input_shape: Sequence[int], classes: int, seed: int
-) -> nn.Module:
+def build(name: str, options: dict[str, Any], *, input_shape: Sequence[int], classes: int, seed: int) -> nn.Module:
     """The freshly initialised model of a seed; the global random state is put back.
 
     One's own `module:function` is called with its options, and with `input_shape` and `classes` if it takes them.
@@ -102,7 +100,8 @@ class _ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.blocks(F.relu(self.bn1(self.conv1(x))))
-        return self.linear(out.mean(dim=(2, 3)))
+        logits: Tensor = self.linear(out.mean(dim=(2, 3)))
+        return logits
 
 
 def resnet18(*, input_shape: Sequence[int], classes: int, width: int) -> nn.Module:

@@ -1,0 +1,48 @@
+"""The command `lossatlas`: its subcommands, one file a group. Imports neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lossatlas.cli import explore, sweep
+from lossatlas.cli.output import INTERRUPTED, note, say
+
+app = typer.Typer(
+    name="lossatlas",
+    help="Maps of neural-network loss landscapes: from one trained model to the phase diagram of a grid of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(sweep.presets)
+app.command()(sweep.plan)
+app.command()(sweep.run)
+app.command()(sweep.status)
+app.command()(explore.phases)
+app.command()(explore.figures)
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Maps of neural-network loss landscapes: from one trained model to the phase diagram of a grid of them."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        say(version_of("lossatlas"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; models and data of one's own are looked for in the current folder too."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except KeyboardInterrupt:
+        note("Interrupted.")
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,109 @@
+"""`phases`, `figures`: from results to labels and pictures; reads files only, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lossatlas.cli.output import guarded, note, say, table
+from lossatlas.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Source = Annotated[
+    Path, typer.Argument(help="A run folder, a results.nc, or the published archive or folder.", metavar="SOURCE")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A threshold: ln_trace, train_loss, mode_connectivity or cka.", metavar="KEY=VALUE"
+    ),
+]
+AutoOption = Annotated[bool, typer.Option("--auto", help="Derive the thresholds from the grid.")]
+OutOption = Annotated[Path | None, typer.Option(help="Write the table here as CSV.")]
+
+
+@guarded
+def phases(source: Source, out: OutOption = None, settings: SetOption = None, auto: AutoOption = False) -> None:
+    """Label every cell with its phase, its margin and its probability under resampling of the seeds."""
+    from lossatlas import files
+    from lossatlas import phases as phases_
+    from lossatlas.published import load_source
+
+    labels = labelled(load_source(source), settings, auto=auto)
+    header, rows = phases_.table(labels)
+    if out is not None:
+        files.write_file(out, phases_.to_csv(labels).encode())
+    flat = {name: labels[name].transpose(*header[:-3]).values.ravel() for name in ("status", "reason")}
+    full = [[*row, *map(str, notes)] for row, *notes in zip(rows, flat["status"], flat["reason"], strict=True)]
+    table([*header, "status", "reason"], full)
+    note(_thresholds_text(labels))
+    if out is not None:
+        note(f"written: {out}")
+
+
+@guarded
+def figures(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="The folder for the figures.")],
+    settings: SetOption = None,
+    auto: AutoOption = False,
+    limits: Annotated[str, typer.Option(help="Colour limits: data, or published as in [Yang2021].")] = "data",
+) -> None:
+    """Draw the phase map, the seven panels and the connectivity curves, as PDF and PNG."""
+    from lossatlas.published import load_source
+
+    if limits not in ("data", "published"):
+        raise UserError(f"--limits {limits!r} is unknown. Allowed are data and published.")
+    tree = load_source(source)
+    for path in draw(
+        tree, labelled(tree, settings, auto=auto), out, limits="data" if limits == "data" else "published"
+    ):
+        say(str(path))
+
+
+def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool = False) -> xr.Dataset:
+    """The phases of results: by the options given, else as the spec of the run says, else by the defaults."""
+    from lossatlas import phases as phases_
+
+    asked: dict[str, Any] = json.loads(tree.attrs["spec"]).get("phases", {}) if "spec" in tree.attrs else {}
+    given = {name: value for name, value in asked.items() if name != "auto" and value is not None}
+    if settings:
+        given |= dict(_threshold(text) for text in settings)
+    automatic = auto or (bool(asked.get("auto")) and not settings)
+    return phases_.label(tree, thresholds=phases_.Thresholds(**given), auto=automatic)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    from dataclasses import fields
+
+    from lossatlas.phases import Thresholds
+
+    allowed = [f.name for f in fields(Thresholds)]
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or name not in allowed:
+        raise UserError(
+            f"--set {text!r} sets no threshold. Write --set NAME=NUMBER with one of {', '.join(allowed)}."
+        )
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UserError(f"--set {text!r}: {value!r} is no number.") from None
+
+
+def _thresholds_text(labels: xr.Dataset) -> str:
+    return "thresholds: " + str(labels.attrs.get("thresholds", ""))
+
+
+def draw(
+    tree: xr.DataTree, labels: xr.Dataset, folder: Path, *, limits: Literal["data", "published"] = "data"
+) -> list[Path]:
+    """Draw all figures of results into a folder; returns the files."""
+    from lossatlas import figures as figures_
+
+    drawn = figures_.draw_all(tree, labels, limits=limits)
+    return [path for name, figure in drawn.items() for path in figures_.save(figure, folder / name)]

@@ -1,0 +1,106 @@
+"""What the command prints: tables, sentences, progress; plain and never cut when it is not a terminal."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from lossatlas.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DONE, SOME_FAILED, USER_MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def say(text: str = "") -> None:
+    """A line on standard output."""
+    print(text, flush=True)  # noqa: T201  # the command's own voice
+
+
+def note(text: str) -> None:
+    """A line on standard error: what is going on, not part of the result."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """A table: drawn on a terminal, else tab-separated with the name in column 1, never wrapped or cut."""
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*header, title=Text(title) if title else None)
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))  # Text: what stands in brackets is no markup
+    Console().print(drawn)
+
+
+def guarded(function: Callable[P, R]) -> Callable[P, R]:
+    """A command that ends with a sentence and an exit code; LOSSATLAS_DEBUG=1 shows the traceback too."""
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            note(f"Error: {error}")
+            code = USER_MISTAKE
+        except KeyboardInterrupt:
+            note("Interrupted. What was finished is kept.")
+            code = INTERRUPTED
+        except Terminated:
+            note("Terminated. What was finished is kept.")
+            code = TERMINATED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, as `head`, has left
+            code = DONE
+        except (typer.Exit, SystemExit):
+            raise
+        except Exception as error:
+            if os.environ.get("LOSSATLAS_DEBUG"):
+                traceback.print_exc()
+            note(
+                f"Error: something that should not happen did: {type(error).__name__}: {error}. "
+                "What was finished is kept. Please report it with the output of LOSSATLAS_DEBUG=1 lossatlas ..."
+            )
+            code = SOME_FAILED
+        raise typer.Exit(code)
+
+    return command
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min`, `4 h 10 min`, `12 d 3 h`: two units at most."""
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days < 100 else f"{days} d"
+
+
+def size(count: float) -> str:
+    """`12 MB`, `3.4 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,87 @@
+"""The progress of a run: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+from lossatlas.cli.output import duration, note
+
+if TYPE_CHECKING:
+    from lossatlas.sweep.plan import Step
+
+PLAIN_INTERVAL = 15.0  # s between lines when nobody watches a bar
+
+
+class RunProgress:
+    """Hears of finished steps and shows how much of the predicted work is done.
+
+    The time left is the predicted work that is left, times how much slower or faster than predicted the work of
+    this run went so far.
+    """
+
+    def __init__(self, predicted: Iterable[tuple[str, float]]) -> None:
+        self._predicted = dict(predicted)  # key -> seconds
+        self._total = sum(self._predicted.values())
+        self._done = 0.0  # predicted seconds of what is done, skipped or not
+        self._earned = 0.0  # of what was done in this run
+        self._steps = 0
+        self.worked = 0
+        self._start = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("training and measuring", total=len(self._predicted), left="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def skipped(self, step: Step) -> None:
+        """A step was there already."""
+        self._done += self._predicted.get(step.key, 0.0)
+        self._steps += 1
+
+    def finished(self, step: Step, status: str) -> None:
+        """A step was done."""
+        self._done += self._predicted.get(step.key, 0.0)
+        self._earned += self._predicted.get(step.key, 0.0)
+        self._steps += 1
+        self.worked += 1
+        if status == "diverged" and step.name == "train":
+            note(f"diverged: cell {step.cell}, seed {step.seeds[0]}")
+        self._show(0.0)
+
+    def advanced(self, step: Step, fraction: float) -> None:
+        """A part of a step was done."""
+        self._show(fraction * self._predicted.get(step.key, 0.0))
+
+    def _show(self, partial: float) -> None:
+        done, earned = self._done + partial, self._earned + partial
+        now = time.monotonic()
+        left = (self._total - done) * (now - self._start) / earned if earned > 0 else 0.0
+        if self._bar:
+            self._bar.update(self._task, completed=self._steps, left=f"{duration(left)} left")
+        elif now - self._last_line > PLAIN_INTERVAL:
+            self._last_line = now
+            note(f"{self._steps} of {len(self._predicted)} steps done, about {duration(left)} left")

@@ -1,0 +1,96 @@
+"""Hutchinson's estimator of a trace, stopped by its own standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+
+from lossatlas.errors import UserError
+from lossatlas.landscape.operators import SymmetricOperator
+
+PROBES_AT_ONCE = 4  # products taken together share the forward pass where graphs are not kept
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """A trace and what it rests on; the value is NaN where a product or gradient was not finite.
+
+    `stderr` is the estimator's error (0 when exact). `data_stderr` = std of the samples' own traces / sqrt(m)
+    is the error of their mean as a sample of a population: known when exact, else NaN.
+    """
+
+    value: float
+    stderr: float
+    data_stderr: float
+    method: Literal["exact-ggn", "hutchinson"]
+    converged: bool
+    matvecs: int  # products with the operator: probes
+    passes: int  # backward passes over the data (exact-ggn)
+    rel: float
+    floor: float
+    seed: int
+    reason: str = ""  # why it did not converge, or else why it is not exact
+
+
+def hutchinson(
+    op: SymmetricOperator,
+    *,
+    rel: float = 0.05,
+    max_matvecs: int = 200,
+    min_probes: int = 16,
+    floor: float = 1e-3,
+    seed: int,
+) -> TraceEstimate:
+    """The mean of v' A v over random signs v (Rademacher) [Hutchinson 1990], with the standard error of that mean.
+
+    Its variance is 2 sum_{i != j} A_ij^2 a probe. Stops when stderr <= max(rel |mean|, floor), not before
+    `min_probes` probes since few of them misjudge their own spread, or after `max_matvecs`. Raises UserError
+    for impossible budgets.
+    """
+    if not (rel > 0 or floor > 0) or rel < 0 or floor < 0:
+        raise UserError(f"rel={rel} and floor={floor} set no target. Give at least one above 0, and none below.")
+    if not 2 <= min_probes <= max_matvecs:
+        raise UserError(
+            f"min_probes={min_probes} and max_matvecs={max_matvecs} do not fit. A standard error takes 2 probes "
+            "at least, and the budget must hold the least number of probes."
+        )
+    stream = _quadratic_forms(op, max_matvecs, seed)
+    forms = list(islice(stream, min_probes))
+    while True:
+        values = torch.tensor(forms, dtype=torch.float64)
+        mean, stderr = values.mean().item(), (values.std() / math.sqrt(len(forms))).item()
+        converged = stderr <= max(rel * abs(mean), floor)
+        finite = math.isfinite(mean)
+        more = [] if converged or not finite else list(islice(stream, PROBES_AT_ONCE))
+        if not more:
+            break
+        forms += more
+    reason = "" if converged else f"the standard error missed its target within max_matvecs={max_matvecs} probes"
+    return TraceEstimate(
+        value=mean if finite else math.nan,
+        stderr=stderr if finite else math.nan,
+        data_stderr=math.nan,
+        method="hutchinson",
+        converged=converged,
+        matvecs=len(forms),
+        passes=0,
+        rel=rel,
+        floor=floor,
+        seed=seed,
+        reason=reason if finite else "a product with the operator is not finite",
+    )
+
+
+def _quadratic_forms(op: SymmetricOperator, budget: int, seed: int) -> Iterator[float]:
+    """Yield v' A v for one random sign vector after another."""
+    generator = torch.Generator().manual_seed(seed)
+    for done in range(0, budget, PROBES_AT_ONCE):
+        count = min(PROBES_AT_ONCE, budget - done)
+        bits = torch.randint(0, 2, (count, op.size), generator=generator, dtype=torch.int8)
+        signs = (2 * bits - 1).T.to(device=op.device, dtype=op.dtype)  # (n, count)
+        yield from (signs * (op @ signs)).sum(0, dtype=torch.float64).tolist()

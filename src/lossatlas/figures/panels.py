@@ -110,7 +110,7 @@ def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, limits: Limits
         ("both" if above else "min") if below else ("max" if above else "neither")
     )
     bar = Colorbar(place, mesh, extend=extend)
-    bar.set_label(metric.bar, fontsize=SMALL, labelpad=1.0)
+    bar.set_label(metric.bar, fontsize=SMALL, labelpad=2.0)
     bar.outline.set_linewidth(0.4)
     if isinstance(norm, LogNorm):
         bar.ax.yaxis.set_major_locator(LogLocator(numticks=5))

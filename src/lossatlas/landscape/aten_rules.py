@@ -73,6 +73,8 @@ TRAINING_FLAG = {
 }
 
 PIECEWISE_CONSTANT = frozenset(
-    ("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside")
-    + ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+    [
+        *("sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside"),
+        *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
+    ]
 )  # results of integer or boolean type (comparisons, indices) are piecewise constant too

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -52,24 +51,19 @@ def hutchinson(
     `min_probes` probes since few of them misjudge their own spread, or after `max_matvecs`. Raises UserError
     for impossible budgets.
     """
-    if not (rel > 0 or floor > 0) or rel < 0 or floor < 0:
-        raise UserError(f"rel={rel} and floor={floor} set no target. Give at least one above 0, and none below.")
-    if not 2 <= min_probes <= max_matvecs:
-        raise UserError(
-            f"min_probes={min_probes} and max_matvecs={max_matvecs} do not fit. A standard error takes 2 probes "
-            "at least, and the budget must hold the least number of probes."
-        )
+    check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
     stream = _quadratic_forms(op, max_matvecs, seed)
-    forms = list(islice(stream, min_probes))
+    forms: list[float] = []
     while True:
+        while len(forms) < min_probes:
+            forms += next(stream)
         values = torch.tensor(forms, dtype=torch.float64)
         mean, stderr = values.mean().item(), (values.std() / math.sqrt(len(forms))).item()
         converged = stderr <= max(rel * abs(mean), floor)
         finite = math.isfinite(mean)
-        more = [] if converged or not finite else list(islice(stream, PROBES_AT_ONCE))
-        if not more:
+        if converged or not finite or len(forms) == max_matvecs:
             break
-        forms += more
+        forms += next(stream)
     reason = "" if converged else f"the standard error missed its target within max_matvecs={max_matvecs} probes"
     return TraceEstimate(
         value=mean if finite else math.nan,
@@ -86,11 +80,22 @@ def hutchinson(
     )
 
 
-def _quadratic_forms(op: SymmetricOperator, budget: int, seed: int) -> Iterator[float]:
-    """Yield v' A v for one random sign vector after another."""
+def check_budget(*, rel: float, floor: float, min_probes: int, max_matvecs: int) -> None:
+    """Raise UserError for targets or budgets that no estimate can meet."""
+    if not (rel > 0 or floor > 0) or rel < 0 or floor < 0:
+        raise UserError(f"rel={rel} and floor={floor} set no target. Give at least one above 0, and none below.")
+    if not 2 <= min_probes <= max_matvecs:
+        raise UserError(
+            f"min_probes={min_probes} and max_matvecs={max_matvecs} do not fit. A standard error takes 2 probes "
+            "at least, and the budget must hold the least number of probes."
+        )
+
+
+def _quadratic_forms(op: SymmetricOperator, budget: int, seed: int) -> Iterator[list[float]]:
+    """Yield v' A v of a few new random sign vectors v, as often as the budget allows."""
     generator = torch.Generator().manual_seed(seed)
     for done in range(0, budget, PROBES_AT_ONCE):
         count = min(PROBES_AT_ONCE, budget - done)
         bits = torch.randint(0, 2, (count, op.size), generator=generator, dtype=torch.int8)
         signs = (2 * bits - 1).T.to(device=op.device, dtype=op.dtype)  # (n, count)
-        yield from (signs * (op @ signs)).sum(0, dtype=torch.float64).tolist()
+        yield (signs * (op @ signs)).sum(0, dtype=torch.float64).tolist()

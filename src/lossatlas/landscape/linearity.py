@@ -161,7 +161,7 @@ def _draw(tensors: Mapping[str, Tensor], coordinates: int, seed: int) -> list[tu
 
 
 def _traced(objective: Objective, theta: Tensor) -> tuple[fx.Graph, list[str]]:
-    """The graph of ATen operations from the parameters to the outputs, and their names in order of placeholders."""
+    """The graph of ATen operations from the parameters to the outputs, and the names of the first placeholders."""
     from torch.fx.experimental.proxy_tensor import make_fx  # its import takes a second, so only when needed
 
     tensors = {n: t.detach() for n, t in objective.unflatten(theta).items()}

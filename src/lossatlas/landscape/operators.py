@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -130,6 +130,7 @@ class HessianOperator:
         self._kept: list[_Differentiated] = []
         self._memory = memory
         self._is_complete: bool | None = None  # not decided before the first product
+        self._is_checked = False
         self.size = objective.layout.size
         self.dtype = objective.dtype
         self.device = objective.device
@@ -183,6 +184,9 @@ class HessianOperator:
             gradients = torch.autograd.grad(
                 loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
             )
+        if not self._is_checked:
+            _refuse_once_differentiable(gradients)
+            self._is_checked = True
         return _Differentiated(leaves, list(gradients), count)
 
     def _saved_bytes(self, batch: Batch) -> int:
@@ -205,6 +209,21 @@ def hessian(objective: Objective, theta: Tensor | None = None, *, memory: int = 
     return HessianOperator(objective, objective.center if theta is None else theta, memory=memory)
 
 
+def _refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:
+    """Raise where a function allows one derivative only; autograd would leave its terms out without a word."""
+    pending = [g.grad_fn for g in gradients]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node is None:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("double backward through a function marked with @once_differentiable.")
+        new = {following for following, _ in node.next_functions} - seen
+        seen |= new
+        pending.extend(new)
+
+
 @contextmanager
 def _second_derivative() -> Iterator[None]:
     """Where PyTorch has no second derivative, say so and name the way out."""
@@ -218,6 +237,6 @@ def _second_derivative() -> Iterator[None]:
         raise UserError(
             f"The model uses an operation that PyTorch cannot differentiate twice, so it has no Hessian products: "
             f"{text.splitlines()[0]} Use a plain formulation of it: the uncompiled module instead of a "
-            "torch.compile one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its parameters out by "
-            "params=..."
+            "torch.compile one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its "
+            "parameters out by params=..."
         ) from error

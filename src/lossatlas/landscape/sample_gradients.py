@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from lossatlas.landscape.objective import Batch, Objective
 VMAP_NUMBERS = 1 << 22  # of single-sample gradients held at once: measured best on a CPU (16 MB in float32)
 
 Tensors = Mapping[str, Tensor]
-Norms = Callable[[Objective, Tensors, Tensors, Batch, Tensor, Tensor], Tensor]
+Norms = Callable[[Objective, Tensors, Tensors, Batch, Tensor, Tensor], Tensor | None]
 
 
 def output_hessians(loss: Callable[[Tensor, Batch], Tensor], outputs: Tensor, batch: Batch) -> Tensor:
@@ -126,6 +126,7 @@ class _LayerCall:
     edge: GradientEdge
     parameters: frozenset[str]  # of "weight", "bias"
     version: int  # of the input, which an in-place operation would change
+    statistics: tuple[Tensor, Tensor]  # mean and variance that a BatchNorm used; empty for other layers
 
     def squared_norms(self, gradient: Tensor) -> Tensor:
         """(n,) float64: the squared gradient norms of the layer's parameters, from its output's gradient."""
@@ -156,7 +157,8 @@ class _LayerCall:
         """(n, groups, in, positions): what every output position is a linear function of."""
         module, x = self.module, self.input
         if isinstance(module, nn.Conv2d):
-            columns = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+            padding = cast(tuple[int, ...], module.padding)  # a text is refused by _is_known
+            columns = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
             return columns.view(len(x), module.groups, -1, columns.shape[-1])
         x = _positions(module, x)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -211,7 +213,8 @@ def _recorded(
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach()
-        calls.append(_LayerCall(module, x, get_gradient_edge(output), owners[module], x._version))
+        used = (getattr(module, "running_mean", x.new_empty(0)), getattr(module, "running_var", x.new_empty(0)))
+        calls.append(_LayerCall(module, x, get_gradient_edge(output), owners[module], x._version, used))
 
     hooks = [module.register_forward_hook(record) for module in owners]
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lossatlas.landscape import batches as split
-from lossatlas.landscape.hutchinson import TraceEstimate, hutchinson
+from lossatlas.landscape.hutchinson import TraceEstimate, check_budget, hutchinson
 from lossatlas.landscape.linearity import confirm, piecewise_affine
 from lossatlas.landscape.objective import Batch, Criterion, Objective, preserved_rng
 from lossatlas.landscape.operators import hessian
@@ -49,17 +50,18 @@ def trace(
     cheaper way. It also serves where layers beside Linear, Conv2d and BatchNorm would make the exact way form
     more than 2^33 entries of single-sample gradients. `reason` says why a trace is not exact.
     """
+    check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
     theta = objective.center if theta is None else theta
-    budget = {"rel": rel, "min_probes": min_probes, "floor": floor, "seed": seed}
+    probe = partial(hutchinson, rel=rel, min_probes=min_probes, floor=floor, seed=seed)
     with torch.enable_grad(), preserved_rng(objective.device):
         plan = _plan(objective, theta, seed)
         if isinstance(plan, str):
-            estimate = hutchinson(hessian(objective, theta), max_matvecs=max_matvecs, **budget)
+            estimate = probe(hessian(objective, theta), max_matvecs=max_matvecs)
             return replace(estimate, reason="; ".join(filter(None, (estimate.reason, f"not exact: {plan}"))))
         tried = 0
         if plan.outputs >= MANY_OUTPUTS:
             fewer = max(min_probes, min(max_matvecs, plan.outputs // 2))
-            estimate = hutchinson(hessian(objective, theta), max_matvecs=fewer, **budget)
+            estimate = probe(hessian(objective, theta), max_matvecs=fewer)
             if estimate.converged:
                 return replace(estimate, reason=f"not exact: cheaper than {plan.outputs} backward passes")
             tried = estimate.matvecs
@@ -103,6 +105,8 @@ def _plan(objective: Objective, theta: Tensor, seed: int) -> _Plan | str:
         losses = objective.criterion.loss(outputs, part)
         if len(lengths) != 1 or not outputs.dim() or losses.shape != (len(outputs),) or lengths != {len(outputs)}:
             return "samples, outputs and losses differ in number"
+        if not bool(outputs.isfinite().all()):
+            return "the outputs are not finite"
         alone = objective.predict(tensors, buffers, _rows(part, [-1]))
     if outputs[0].numel() > MAX_OUTPUTS:
         return f"a sample has more than {MAX_OUTPUTS} outputs"
@@ -170,7 +174,7 @@ def _sample_traces(objective: Objective, theta: Tensor, plan: _Plan) -> tuple[Te
         passes = max(passes, values.shape[1])
         arguments = (objective, tensors, buffers, part, vectors.to(outputs.dtype), values)
         found = plan.norms(*arguments)
-        traces.append(by_loop(*arguments) if found is None else found)
+        traces.append((by_loop(*arguments) if found is None else found).cpu())
     return torch.cat(traces), passes
 
 

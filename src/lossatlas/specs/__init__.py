@@ -1,0 +1,25 @@
+"""What to run: a spec read from TOML into frozen, validated, hashable data. Builds nothing.
+
+All problems of a spec are reported at once, each with its key, what was given and what is allowed.
+"""
+
+from lossatlas.specs.reading import overridden, parse, read, scaled, validate
+from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Data, EarlyStop, Model, Schedule, Spec, Task, Train
+
+__all__ = [
+    "AXES",
+    "LOADS",
+    "TEMPERATURES",
+    "Data",
+    "EarlyStop",
+    "Model",
+    "Schedule",
+    "Spec",
+    "Task",
+    "Train",
+    "overridden",
+    "parse",
+    "read",
+    "scaled",
+    "validate",
+]

@@ -1,0 +1,120 @@
+"""Whether the sections of a spec fit together: every problem as a line `key: what was given; what is allowed`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from lossatlas import measures, registry
+from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Spec
+
+LARGEST_SEED = 2**63 - 1  # the results keep seeds as 64-bit integers
+
+
+def problems(spec: Spec) -> list[str]:
+    """All that is wrong with a spec whose sections are valid one by one."""
+    asked = {name: settings for name, settings in spec.measured() if settings is not None}
+    return [
+        *_seed_problems(spec.seeds),
+        *_axis_problems(spec),
+        *_name_problems(spec),
+        *(measures.problems(asked, spec.seeds) if spec.seeds else []),
+    ]
+
+
+def hint(given: str, allowed: Sequence[str]) -> str:
+    """The end of a sentence: which allowed name was probably meant, if one is close."""
+    close = difflib.get_close_matches(given, allowed, n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def _seed_problems(seeds: tuple[int, ...]) -> list[str]:
+    problems = [f"seeds: {seed} is negative; allowed are integers from 0 on" for seed in seeds if seed < 0]
+    if len(set(seeds)) < len(seeds):
+        problems.append(f"seeds: {list(seeds)} holds a seed twice; give each once")
+    return problems
+
+
+def _axis_problems(spec: Spec) -> list[str]:
+    problems = []
+    given = {
+        "model": set(spec.task.model.options),
+        "data": spec.task.data.model_fields_set,
+        "train": spec.train.model_fields_set,
+        "optimizer": spec.train.optimizer.model_fields_set,
+    }
+    places = {"model": "task.model", "data": "task.data", "train": "train", "optimizer": "train.optimizer"}
+    for role, group, allowed in (("load", spec.load, LOADS), ("temperature", spec.temperature, TEMPERATURES)):
+        for name, values in group.items():
+            where = f"{role}.{name}"
+            if name not in allowed:
+                problems.append(
+                    f"{where}: no such {role} axis; allowed are {', '.join(allowed)}{_hint(name, allowed)}"
+                )
+                continue
+            section, key, kind = AXES[name]
+            problems += _value_problems(where, values, kind)
+            if key in given[section]:
+                problems.append(
+                    f"{places[section]}.{key}: given although {where} varies it; remove one of the two"
+                )
+    return problems
+
+
+def _value_problems(where: str, values: Sequence[float], kind: str) -> list[str]:
+    if not values:
+        return [f"{where}: the axis is empty; give at least one value"]
+    tests: dict[str, tuple[Callable[[float], bool], str]] = {
+        "count": (lambda v: v >= 1 and float(v).is_integer(), "integers from 1 on"),
+        "fraction": (lambda v: 0 <= v <= 1, "numbers from 0 to 1"),
+        "positive": (lambda v: 0 < v < float("inf"), "numbers above 0"),
+        "non-negative": (lambda v: 0 <= v < float("inf"), "numbers from 0 on"),
+    }
+    allowed, text = tests[kind]
+    problems = [f"{where}: {value:g} was given; allowed are {text}" for value in values if not allowed(value)]
+    if len(set(values)) < len(values):
+        problems.append(f"{where}: a value stands there twice; give each once")
+    return problems
+
+
+def _name_problems(spec: Spec) -> list[str]:
+    problems = []
+    tables = (
+        ("task.data.name", spec.task.data.name, registry.DATA),
+        ("task.model.name", spec.task.model.name, registry.MODELS),
+        ("task.loss", spec.task.loss, registry.LOSSES),
+    )
+    for where, name, table in tables:
+        if name not in table and not registry.is_custom(name):
+            allowed = ", ".join(table)
+            problems.append(
+                f"{where}: {name!r} does not exist; allowed are {allowed}, or your own as module:function"
+                f"{_hint(name, list(table))}"
+            )
+    entry = registry.MODELS.get(spec.task.model.name)
+    return problems + (_option_problems(spec, entry) if entry else [])
+
+
+def _option_problems(spec: Spec, entry: registry.Entry) -> list[str]:
+    name = spec.task.model.name
+    swept = {AXES[axis][1] for axis in spec.load if axis in AXES and AXES[axis][0] == "model"}
+    problems = []
+    for option, value in spec.task.model.options.items():
+        if option not in entry.options:
+            problems.append(
+                f"task.model.{option}: {name} has no such option; allowed are {', '.join(entry.options)}"
+                f"{_hint(option, list(entry.options))}"
+            )
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"task.model.{option}: {value!r} was given; allowed are integers from 1 on")
+    for option in sorted(swept - set(entry.options)):
+        problems.append(f"load.{option}: {name} has no option {option}; it has {', '.join(entry.options)}")
+    for option, default in entry.options.items():
+        if default is None and option not in spec.task.model.options and option not in swept:
+            problems.append(f"task.model.{option}: missing; {name} needs it here or as a load axis")
+    return problems
+
+
+def _hint(given: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, allowed, n=1)
+    return f". Did you mean {close[0]}?" if close else ""

@@ -492,7 +492,7 @@ def test_the_published_archive(shared_data, tmp_path):
     tree = published.load_source(shared_data / "taxonomy" / "results.tar.gz")
     labels = phases.label(tree)
     every = figures.draw_all(tree, labels, limits="published")
-    assert list(every) == ["phase_map", "panels", "connectivity"]
+    assert list(every) == ["phase_map", "panels", "connectivity", "connectivity_loss"]
     accuracy = summary.cells(tree)["test_accuracy"]
     (star,) = by_gid(every["phase_map"], "best")
     width, batch = star.get_xydata()[0]

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cases import BY_NAME
-from oracles.dense import dense_hessian
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
+from cases import BY_NAME
 from lossatlas.errors import UserError
 from lossatlas.landscape.lanczos import _Space, eigenpairs
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import MatrixOperator, from_matrix, hessian
+from oracles.dense import dense_hessian
 
 
 def with_spectrum(values: Tensor, seed: int = 0) -> MatrixOperator:
     """A random rotation of diag(values), in float64."""
-    draw = torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draw = torch.randn(
+        len(values), len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     rotation = torch.linalg.qr(draw).Q
     matrix = rotation @ torch.diag(values.double()) @ rotation.T
     return from_matrix((matrix + matrix.T) / 2)
@@ -191,7 +193,9 @@ def test_the_stop_rule_is_the_residual() -> None:
     assert (loose.residuals <= 1e-2 * 10 * (1 + 1e-9)).all()
     stopped = eigenpairs(op, 3, tol=1e-8, max_matvecs=tight.matvecs - 1, seed=0)
     assert not stopped.converged.all()
-    assert torch.equal(eigenpairs(op, 3, tol=1e-8, max_matvecs=tight.matvecs, seed=0).eigenvalues, tight.eigenvalues)
+    assert torch.equal(
+        eigenpairs(op, 3, tol=1e-8, max_matvecs=tight.matvecs, seed=0).eigenvalues, tight.eigenvalues
+    )
 
 
 def test_seed_and_global_random_state() -> None:

@@ -1,17 +1,18 @@
 """Which networks are piecewise affine in each single weight: known answers, and the dense diagonals of H and G."""
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BY_NAME, CASES, Case, Reused, Siamese, conv_net
-from oracles.dense import dense_hessian, gauss_newton
 from torch import Tensor, nn
 
+from cases import BY_NAME, CASES, Case, Reused, Siamese, conv_net
 from lossatlas.landscape.linearity import confirm, piecewise_affine
 from lossatlas.landscape.objective import Criterion, Objective, supervised
 from lossatlas.tasks.models import resnet18
+from oracles.dense import dense_hessian, gauss_newton
 
 
 class From(nn.Module):
@@ -97,8 +98,6 @@ def test_is_refused_with_its_reason(name: str) -> None:
     make, shape, reason = CURVED[name]
     found = piecewise_affine(objective_of(make(), shape))
     assert not found.holds
-    import re
-
     assert re.search(reason, found.reason), found.reason
 
 
@@ -149,25 +148,35 @@ def siamese() -> tuple[nn.Module, list[dict[str, Tensor]], Criterion]:
 
 
 def test_confirmation_catches_what_the_graph_hides() -> None:
-    """A function whose own derivative is not that of its operations: the graph sees x -> x, autograd a square."""
+    """A gradient hook makes of an identity what autograd takes for a square; the forward graph shows no trace of it."""
 
-    class Hidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return g * x
+    def hidden(model: From, x: Tensor) -> Tensor:
+        h = model.a(x)
+        if h.requires_grad:
+            h.register_hook(lambda g: g * h)
+        return model.b(h)
 
     torch.manual_seed(0)
-    objective = objective_of(From(lambda m, x: m.b(Hidden.apply(m.a(x)))))
+    objective = objective_of(From(hidden))
     assert piecewise_affine(objective).holds
     found = confirm(objective, seed=0)
     assert not found.holds
     assert "H and G differ at a." in found.reason
+
+
+def test_a_function_with_its_own_derivative_is_refused() -> None:
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+            return g * 2
+
+    found = piecewise_affine(objective_of(From(lambda m, x: m.b(Hidden.apply(m.a(x))))))
+    assert not found.holds
+    assert "cannot be traced" in found.reason
 
 
 def test_a_saturated_loss_is_confirmed() -> None:

@@ -6,13 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BY_NAME, CASES, Case
-from oracles.dense import dense_hessian
 from torch import Tensor, nn
 
+from cases import BY_NAME, CASES, Case
 from lossatlas.errors import UserError
 from lossatlas.landscape.objective import Objective, supervised
 from lossatlas.landscape.operators import HessianOperator, from_matrix, hessian
+from oracles.dense import dense_hessian
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it uses torch.jit on import
@@ -52,9 +52,13 @@ def test_equals_curvlinops(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_kept_graphs_change_no_bit(case: Case) -> None:
     objective = objective_of(case, chunk=4)
-    vectors = torch.randn(objective.layout.size, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vectors = torch.randn(
+        objective.layout.size, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     kept, partly, anew = (hessian(objective, memory=m) for m in (1 << 30, 0, 0))
-    partly._memory = kept._saved_bytes(next(iter(objective.batches()))) * 3 // 2  # of some five pieces: the first one
+    partly._memory = (
+        kept._saved_bytes(next(iter(objective.batches()))) * 3 // 2
+    )  # of some five pieces: the first one
     products = [[op @ vectors, op @ vectors] for op in (kept, partly, anew)]
     assert len(kept._kept) == len(list(objective.batches()))
     assert 0 < len(partly._kept) < len(kept._kept)
@@ -147,7 +151,9 @@ def test_attention_can_be_differentiated_twice() -> None:
     objective = Objective(model, batches, supervised(F.cross_entropy))
     v = torch.randn(objective.layout.size, dtype=torch.float64)
     h = 1e-5  # truncation h^2 |third derivative| ~ 1e-10, rounding 1e-16 / h ~ 1e-11, both with room
-    numeric = (objective.gradient(objective.center + h * v) - objective.gradient(objective.center - h * v)) / (2 * h)
+    numeric = (objective.gradient(objective.center + h * v) - objective.gradient(objective.center - h * v)) / (
+        2 * h
+    )
     torch.testing.assert_close(hessian(objective) @ v, numeric, rtol=1e-6, atol=1e-8)
 
 

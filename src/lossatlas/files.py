@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from lossatlas.errors import FileError
@@ -65,33 +65,40 @@ def commit_folder(folder: Path, files: Mapping[str, bytes], *, scratch: Path) ->
         return True
 
 
+def set_aside(path: Path, aside: Path) -> None:
+    """Move a damaged file or folder out of the way; harmless if somebody else has done so already."""
+    with _explained(path):
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+
+
 def remove_dead_temporaries(folder: Path) -> None:
-    """Remove what writers of this host that no longer live have left in `folder`."""
+    """Remove what writers of this host that no longer live have left in `folder`, as far as we may."""
     host = socket.gethostname().replace("-", "_")
     for leftover in folder.glob(f"{TEMPORARY}*"):
-        *_, owner_host, pid, _random = leftover.name.rsplit("-", 3)
-        if owner_host != host or not pid.isdigit() or _lives(int(pid)):
+        owner = leftover.name.rsplit("-", 3)[1:]  # host, pid, random
+        if len(owner) < 3 or owner[0] != host or not owner[1].isdigit() or _lives(int(owner[1])):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def _lives(pid: int) -> bool:
-    try:
-        # A zombie still answers kill(pid, 0); its state in /proc tells it from the living.
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        return True  # of another user
+    try:
+        # A zombie still answers kill(pid, 0); its state in /proc tells it from the living.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return True  # no /proc here
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -113,7 +120,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into sentences."""
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +89,23 @@ def resolve(name: str, table: Mapping[str, Entry], kind: str) -> Callable[..., A
     module_name, function_name = target.split(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a module of the user's may raise anything
         raise UserError(
-            f"{kind} {name!r}: the module {module_name} cannot be imported ({error}). Install it, or start lossatlas "
-            "in the folder where it lies."
+            f"{kind} {name!r}: the module {module_name} cannot be imported ({type(error).__name__}: {error}). "
+            "Install it, start lossatlas in the folder where it lies, or mend it."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"{kind} {name!r}: the module {module_name} has no function {function_name}.")
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Turn whatever somebody's own code raises into a UserError that says whose it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} raised {type(error).__name__}: {error}. Mend it, or its options.") from error

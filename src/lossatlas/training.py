@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ class TrainedModel:
     """What training one model gave.
 
     `weights` holds `best` (lowest running training loss), `final`, and `early-stopped` where the stop rule of
-    [Yang2021] came true; it is empty when the model diverged. `history` holds one number an epoch: the running means
-    of loss and error over the epoch in train mode ([Yang2021]'s "training loss"; not the loss of any saved
+    [Yang2021] came true; it is empty when the model diverged. `history` holds one number an epoch: the running
+    means of loss and error over the epoch in train mode ([Yang2021]'s "training loss"; not the loss of any saved
     weights), and the learning rate.
     """
 
@@ -50,13 +51,13 @@ def train(
     """Train `model` in place by SGD on mini-batches; incomplete batches are dropped [Yang2021].
 
     The order of the samples and Dropout have streams of their own, drawn from `seed`; the global random state is
-    put back. A running loss that is not finite ends the training with status `diverged`. Costs epochs * (N // B)
-    steps. Raises UserError when the batch is larger than the data.
+    put back. A running loss or a weight that is not finite ends the training with status `diverged`. Costs
+    epochs * (N // B) steps. Raises UserError when the batch is larger than the data.
     """
     if recipe.batch_size > len(samples):
         raise UserError(
-            f"batch_size = {recipe.batch_size} is larger than the {len(samples)} training samples, so that no batch "
-            "would be complete. Give a smaller batch_size or more data."
+            f"batch_size = {recipe.batch_size} is larger than the {len(samples)} training samples, so that no "
+            "batch would be complete. Give a smaller batch_size or more data."
         )
     trained = TrainedModel()
     order = torch.Generator().manual_seed(derive(seed, "order"))
@@ -68,7 +69,9 @@ def train(
         for epoch in range(1, recipe.epochs + 1):
             optimizer.lr = learning_rate(recipe.optimizer.lr, recipe.schedule, epoch, recipe.epochs)
             loss, error = _epoch(model, samples, criterion, recipe.batch_size, optimizer, order)
-            _record(trained, model, epoch, loss, error, optimizer.lr, recipe.early_stop)
+            for name, value in (("loss", loss), ("error", error), ("lr", optimizer.lr)):
+                trained.history[name].append(value)
+            _record(trained, model, recipe.early_stop, finite=optimizer.is_finite())
             if progress:
                 progress(epoch, loss)
             if trained.status != "ok":
@@ -85,11 +88,11 @@ def learning_rate(lr: float, schedule: Schedule, epoch: int, epochs: int) -> flo
 
 
 class FlatSGD:
-    """torch.optim.SGD on one flat vector that the parameters are views of: three operations a step, not three each.
+    """torch.optim.SGD on one flat vector that the parameters are views of: three operations a step in all.
 
-    v <- momentum v + (g + weight_decay theta), theta <- theta - lr v, with v = 0 at first. A parameter that the loss
-    does not reach has gradient 0 here and still decays. For networks of a few layers a step of batch 8 takes 0.6
-    times as long as with torch.optim.SGD (benchmarks/training.py).
+    v <- momentum v + (g + weight_decay theta), theta <- theta - lr v, with v = 0 at first. A parameter that the
+    loss does not reach has gradient 0 here and still decays. For networks of a few layers a step of batch 8 takes
+    0.6 times as long as with torch.optim.SGD (benchmarks/training.py).
     """
 
     def __init__(self, model: nn.Module, *, momentum: float, weight_decay: float) -> None:
@@ -118,6 +121,10 @@ class FlatSGD:
         self._velocity.mul_(self._momentum).add_(self._gradient)
         self._theta.add_(self._velocity, alpha=-self.lr)
 
+    def is_finite(self) -> bool:
+        """Whether all weights are finite."""
+        return bool(self._theta.isfinite().all())
+
 
 def _epoch(
     model: nn.Module,
@@ -143,22 +150,23 @@ def _epoch(
     return loss_mean, error_mean
 
 
-def _record(
-    trained: TrainedModel, model: nn.Module, epoch: int, loss: float, error: float, lr: float, rule: EarlyStop
-) -> None:
-    best_before = min(trained.history["loss"], default=math.inf)
-    for name, value in (("loss", loss), ("error", error), ("lr", lr)):
-        trained.history[name].append(value)
-    trained.epochs = epoch
-    if not math.isfinite(loss):
-        trained.status = "diverged"
-        trained.reason = f"the running training loss was {loss} in epoch {epoch}"
+def _record(trained: TrainedModel, model: nn.Module, rule: EarlyStop, *, finite: bool) -> None:
+    """What the last epoch of the history means: divergence, a new best, an early stop."""
+    losses = trained.history["loss"]
+    epoch = trained.epochs = len(losses)
+    if not (finite and math.isfinite(losses[-1])):
+        what = (
+            "a weight was not finite after"
+            if math.isfinite(losses[-1])
+            else "the running training loss was not finite in"
+        )
+        trained.status, trained.reason = "diverged", f"{what} epoch {epoch}"
         trained.weights.clear()
         return
-    if loss < best_before:
+    if losses[-1] < min(losses[:-1], default=math.inf):
         trained.best_epoch = epoch
         trained.weights["best"] = _copy(model)
-    if trained.early_stopped_epoch is None and stops_early(trained.history["loss"], rule):
+    if trained.early_stopped_epoch is None and stops_early(losses, rule):
         trained.early_stopped_epoch = epoch
         trained.weights["early-stopped"] = _copy(model)
 
@@ -168,7 +176,7 @@ def stops_early(losses: list[float], rule: EarlyStop) -> bool:
     if len(losses) - rule.patience < max(rule.start - 1, 1):
         return False
     recent = losses[-rule.patience - 1 :]
-    return all(abs(a - b) < rule.tolerance for a, b in zip(recent, recent[1:], strict=False))
+    return all(abs(a - b) < rule.tolerance for a, b in pairwise(recent))
 
 
 def _copy(model: nn.Module) -> Weights:

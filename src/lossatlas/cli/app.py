@@ -40,7 +40,7 @@ def about(
 
 def main() -> None:
     """Run the command; models and data of one's own are looked for in the current folder too."""
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))  # last, so that a file of theirs never stands in for a library
     try:
         app()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -102,8 +103,28 @@ def _thresholds_text(labels: xr.Dataset) -> str:
 def draw(
     tree: xr.DataTree, labels: xr.Dataset, folder: Path, *, limits: Literal["data", "published"] = "data"
 ) -> list[Path]:
-    """Draw all figures of results into a folder; returns the files."""
+    """Draw all figures of results into a folder, a set for every value of further load axes; returns the files."""
     from lossatlas import figures as figures_
 
-    drawn = figures_.draw_all(tree, labels, limits=limits)
-    return [path for name, figure in drawn.items() for path in figures_.save(figure, folder / name)]
+    written = []
+    for suffix, at in _slices(labels):
+        part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
+        drawn = figures_.draw_all(part, labels.sel(at), limits=limits)
+        for name, figure in drawn.items():
+            written += figures_.save(figure, folder / f"{name}{suffix}")
+    return written
+
+
+def _slices(labels: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
+    """What to fix so that one load axis is left, with the text for the files' names; nothing with one load."""
+    from lossatlas.results import axes_of
+
+    _first, *further = axes_of(labels)[0]
+    points = itertools.product(*(labels[name].values.tolist() for name in further))
+    return [
+        (
+            "".join(f"-{name}-{value:g}" for name, value in zip(further, point, strict=True)),
+            dict(zip(further, point, strict=True)),
+        )
+        for point in points
+    ]

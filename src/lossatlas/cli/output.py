@@ -68,6 +68,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, as `head`, has left
             code = DONE
+        except OSError as error:
+            note(f"Error: {error}. What was finished is kept.")
+            code = USER_MISTAKE
         except (typer.Exit, SystemExit):
             raise
         except Exception as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -14,14 +12,11 @@ import typer
 
 from lossatlas import presets as presets_
 from lossatlas import specs
-from lossatlas.cli.output import SOME_FAILED, Terminated, duration, guarded, note, say, size, table
+from lossatlas.cli.output import SOME_FAILED, duration, guarded, note, say, size, table
 from lossatlas.errors import FileError, UserError
 from lossatlas.specs import Spec
 
 if TYPE_CHECKING:
-    import torch
-
-    from lossatlas.registry import Facts
     from lossatlas.sweep.cost import Estimate
     from lossatlas.sweep.plan import CellPlan
 
@@ -57,9 +52,12 @@ def presets() -> None:
 @guarded
 def plan(source: SourceArgument, settings: SetOption = None, scale: ScaleOption = None) -> None:
     """What a run would do and cost: models, epochs, time, memory, disk. Runs nothing."""
+    from lossatlas.cli import running
+    from lossatlas.sweep.cost import estimate
+
     spec = _spec(source, settings, scale)
-    facts, cells = _plan_without_data(spec)
-    _print_plan(spec, cells, _estimate(cells, facts))
+    facts, cells = running.plan_without_data(spec)
+    _print_plan(spec, cells, estimate(cells, facts))
 
 
 @guarded
@@ -72,10 +70,13 @@ def run(
     scale: ScaleOption = None,
 ) -> None:
     """Train and measure what is missing of a grid, label its phases and draw it. Run again, it continues."""
+    from lossatlas.cli import running
+
+    running.catch_termination()
     spec = _spec(source, settings, scale)
-    failures = _run(spec, _out(source, out, spec), store, device)
+    failures = running.run(spec, _out(source, out, spec), store, device)
     if failures:
-        note(f"{len(failures)} steps failed; the first: {failures[0]}")
+        note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
         note("`lossatlas run` again tries them again; their traces are in the folder failed/.")
         raise typer.Exit(SOME_FAILED)
 
@@ -121,6 +122,8 @@ def status(
     note(f"{share}, about {duration(left)} left in one process." if finished < of else f"{share}.")
     if failed:
         note(f"{len(failed)} steps have failed at least once: see {folder / 'failed'}.")
+    if opened.store.damaged:
+        note(f"{len(opened.store.damaged)} damaged steps were set aside in {opened.store.damaged[0].parent}.")
 
 
 def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
@@ -161,26 +164,6 @@ def _out(source: str, out: Path | None, spec: Spec) -> Path:
     return out or default_folder(spec.name)
 
 
-def _plan_without_data(spec: Spec) -> tuple[Facts, list[CellPlan]]:
-    """The plan from what is known of the data set; one's own data are loaded to learn their sizes."""
-    from lossatlas import registry
-    from lossatlas.sweep.plan import plan as planned
-
-    entry = registry.DATA.get(spec.task.data.name)
-    if entry and entry.facts:
-        return entry.facts, planned(spec, "")
-    from lossatlas.tasks.data import load
-
-    raw = load(spec.task.data.name, spec.task.data.path)
-    return raw.facts(), planned(spec, "")
-
-
-def _estimate(cells: list[CellPlan], facts: Facts) -> Estimate:
-    from lossatlas.sweep.cost import estimate
-
-    return estimate(cells, facts)
-
-
 def _print_plan(spec: Spec, cells: list[CellPlan], estimate: Estimate) -> None:
     models = len(cells) * len(spec.seeds)
     steps = Counter(step.name for cell in cells for step in cell.steps)
@@ -197,118 +180,3 @@ def _print_plan(spec: Spec, cells: list[CellPlan], estimate: Estimate) -> None:
         ["disk", f"up to {size(estimate.disk)}"],
     ]
     table(["plan", ""], rows)
-
-
-def _run(spec: Spec, out: Path, store: Path | None, device: str) -> list[str]:
-    """Do a run in this process; returns the reasons of failed steps."""
-    from lossatlas import files
-    from lossatlas.cli.progress import RunProgress
-    from lossatlas.sweep.plan import plan as planned
-    from lossatlas.sweep.run import check_same_experiment, open_folder, write_plan
-
-    opened = open_folder(out, store)
-    check_same_experiment(opened, spec)
-    _check_writable(out)
-    chosen = _device(device)
-    from lossatlas.sweep.worker import Worker
-    from lossatlas.tasks.data import load
-
-    raw = load(spec.task.data.name, spec.task.data.path)
-    fingerprint = raw.fingerprint()
-    cells = planned(spec, fingerprint)
-    _check_sizes(cells, len(raw.train_targets))
-    estimate = _estimate(cells, raw.facts())
-    write_plan(opened, spec, cells, estimate.seconds)
-    files.remove_dead_temporaries(opened.store.root)
-    steps = [step for cell in cells for step in cell.steps]
-    timed = list(zip(steps, estimate.seconds, strict=True))
-    missing = [seconds for step, seconds in timed if not opened.store.has(step.name, step.key)]
-    note(
-        f"{spec.name}: {len(cells) * len(spec.seeds)} models in {len(cells)} cells, {len(missing)} of {len(steps)} "
-        f"steps to do, about {duration(sum(missing))} on one {chosen.type} process."
-    )
-    _catch_termination()
-    with RunProgress((step.key, seconds) for step, seconds in timed) as progress:
-        worker = Worker(opened.store, raw, spec.weights, out / "failed", progress, chosen)
-        try:
-            failures = worker.run(cells)
-        except (KeyboardInterrupt, Terminated):
-            note(f"Stopped. `lossatlas run {out}` continues.")
-            raise
-    _finish(spec, cells, out, opened.store, fingerprint)
-    return failures
-
-
-def _finish(spec: Spec, cells: Any, out: Path, store: Any, fingerprint: str) -> None:
-    """Write the results with their phases, draw the figures, and say where they are."""
-    from lossatlas import results
-    from lossatlas.cli.explore import draw, labelled
-    from lossatlas.sweep.collect import collect
-
-    tree = collect(spec, cells, store, fingerprint=fingerprint)
-    labels = labelled(tree)
-    tree["phases"] = labels
-    results.save(tree, out / "results.nc")
-    written = draw(tree, labels, out / "figures")
-    statuses = Counter(tree["models"].to_dataset()["status"].values.ravel().tolist())
-    phases = Counter(p for p in labels["phase"].values.ravel().tolist() if p)
-    say(f"models: {', '.join(f'{count} {state}' for state, count in sorted(statuses.items()))}")
-    say(
-        "phases: "
-        + (", ".join(f"{count} {name}" for name, count in sorted(phases.items())) or "none could be told")
-    )
-    say(f"results: {out / 'results.nc'}")
-    for path in sorted(written, key=lambda p: (p.stem == "phase_map", p.suffix)):
-        say(f"figure: {path}")
-
-
-def _check_sizes(cells: list[CellPlan], n_train: int) -> None:
-    """Refuse, before anything is trained, batches and subsets that are larger than the data."""
-    problems = []
-    for cell in cells:
-        asked = cell.task.data.n_train or n_train
-        if asked > n_train:
-            problems.append(f"n_train: {asked} was given, but there are {n_train} training samples")
-        if cell.train.batch_size > asked:
-            problems.append(
-                f"batch_size: {cell.train.batch_size} was given, but there are {asked} training samples"
-            )
-    if problems:
-        from lossatlas.errors import SpecError
-
-        raise SpecError("The spec", sorted(set(problems)))
-
-
-def _check_writable(out: Path) -> None:
-    """Find out before the work, not after it, whether the folder takes files."""
-    from lossatlas import files
-
-    probe = out / files.temporary_name("probe")
-    files.write_file(probe, b"")
-    probe.unlink(missing_ok=True)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name!r} is unknown. Allowed are auto, cpu, cuda, cuda:N.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"--device {name!r}: PyTorch finds no GPU here. Use --device cpu, or install a CUDA build."
-        )
-    return device
-
-
-def _catch_termination() -> None:
-    def stop(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -24,14 +24,17 @@ __all__ = ["connectivity", "draw_all", "panels", "phase_map", "save"]
 
 
 def draw_all(tree: xr.DataTree, labels: xr.Dataset, *, limits: Limits = "data") -> dict[str, Figure]:
-    """All figures of a results tree and its labels by name: phase_map, panels, and connectivity if it has curves.
+    """All figures of a results tree and its labels by name.
 
+    They are `phase_map`, `panels`, and if it has curves `connectivity` (the error along them) and
+    `connectivity_loss`.
     The phase map marks the cell of the best test accuracy. Raises UserError as the figures do.
     """
     cells = summary.cells(tree)
     drawn = {"phase_map": phase_map(labels, best=_best(cells)), "panels": panels(cells, limits=limits)}
     if "curves" in tree.children:
         drawn["connectivity"] = connectivity(tree)
+        drawn["connectivity_loss"] = connectivity(tree, quantity="loss")
     return drawn
 
 

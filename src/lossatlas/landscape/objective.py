@@ -24,6 +24,7 @@ Batch = Any
 LossFn = Callable[[nn.Module, Batch], Tensor]
 BatchNormPolicy = Literal["eval", "recalibrate", "batch"]
 BATCHNORM_POLICIES = ("eval", "recalibrate", "batch")
+CHECKED_SAMPLES = 16  # enough to see Dropout or augmentation, and cheap beside one pass over the data
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Objective:
     `params` is a regular expression that chooses parameters by name. `chunk` splits batches into pieces of as many
     samples; by default the piece whose largest activation takes some 4 MB, found without timing so that it is
     the same everywhere. `dtype` and `device` move the private copy and the batches. On construction the loss and
-    gradient of the first piece are computed twice: a difference (Dropout, augmentation) raises UserError.
+    gradient of the first samples are computed twice: a difference (Dropout, augmentation) raises UserError.
     """
 
     def __init__(
@@ -282,16 +283,19 @@ class Objective:
                     norm.train(training)
 
     def _first_piece(self) -> tuple[Tensor, Tensor]:
-        """The mean loss of the first piece of data and its gradient, both detached."""
+        """The mean loss of the first few samples and its gradient, both detached."""
         point = self.center.clone().requires_grad_()
         buffers = {n: b.clone() for n, b in self._call.model.named_buffers()}
-        loss, count = self.loss_sum(self.layout.unflatten(point), buffers, next(iter(self.batches())))
+        first = next(iter(self.batches()))
+        if self.batchnorm != "batch":
+            first = next(split.pieces(first, CHECKED_SAMPLES))
+        loss, count = self.loss_sum(self.layout.unflatten(point), buffers, first)
         if loss.grad_fn is None:
             raise UserError("The loss does not depend on the chosen parameters: its graph is empty.")
         return loss.detach() / count, torch.autograd.grad(loss, point)[0]
 
     def _check_determinism(self) -> None:
-        """Two passes over the first piece must agree, up to the non-associativity of parallel sums on a GPU."""
+        """Two passes over the first samples must agree, up to the non-associativity of parallel sums on a GPU."""
         with torch.enable_grad(), preserved_rng(self.device):
             (loss_a, grad_a), (loss_b, grad_b) = self._first_piece(), self._first_piece()
         tolerance = 1e-4 if self.device.type != "cpu" else 1e-6

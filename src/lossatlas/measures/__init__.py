@@ -1,4 +1,4 @@
-"""The table of measures: one row each, which says what is measured of what, with which settings, into which variables.
+"""The table of measures: one row each, which says what is measured of what, how, and into which variables.
 
 A new measure is a pure function in `landscape/`, a row here (with its adapter in `models.py` or `pairs.py`), and a
 test. Reading the table loads no torch; the adapters import it when they run.
@@ -108,7 +108,7 @@ def problems(asked: Mapping[str, Settings], seeds: Sequence[int]) -> list[str]:
     most = len(all_pairs(settings, seeds))
     if isinstance(settings.pairs, int) and settings.pairs > max(1, most):
         return [
-            f"{where}: {settings.pairs} was given; {len(seeds)} seeds have {most} pairs, so allowed are 1 to {most}, "
+            f"{where}: {settings.pairs} was given; allowed are at most {max(1, most)} (the pairs of the seeds), "
             '"ring", "all", or a list of pairs'
         ]
     listed = settings.pairs if isinstance(settings.pairs, tuple) else ()

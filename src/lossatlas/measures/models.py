@@ -14,8 +14,8 @@ from lossatlas.seeding import derive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lossatlas.landscape.hutchinson import TraceEstimate
     from lossatlas.landscape.lanczos import Eigenpairs
-    from lossatlas.landscape.trace import TraceEstimate
 
 EVALUATION_BATCH = 1024  # cut further by the objective; part of no key, since sums are in float64
 BASIS_BYTES = 1 << 30  # memory of the Krylov basis; a full one is compressed and goes on
@@ -56,7 +56,7 @@ HESSIAN_QUANTITIES = (
 
 
 def evaluate(
-    job: Job, settings: Evaluation, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+    job: Job, _settings: Evaluation, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
     """Mean loss and error of the training and the test samples; at chance level the model is `collapsed`."""
     from lossatlas.landscape.estimate import sample_mean
@@ -70,6 +70,9 @@ def evaluate(
         for name, column in objective.samples(objective.center).items():
             estimate = sample_mean(column)
             values[f"{part}_{name}"], values[f"{part}_{name}_se"] = estimate.value, estimate.stderr
+    infinite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+    if infinite:
+        return Outcome(values, "failed", f"{', '.join(infinite)} is not finite")
     guessing = 100 - 100 / job.classes
     error = values["train_error"]
     if isinstance(error, float) and error >= guessing:

@@ -22,20 +22,22 @@ RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; pa
 FORWARD_BATCH = 1024
 
 _CURVE = "at the points of the curve, BatchNorm re-estimated at each"
-CURVE_QUANTITIES = tuple(
-    quantity
-    for part, people in (("train", "training"), ("test", "test"))
-    for name, units in (("loss", "nat"), ("error", "%"))
-    for quantity in (
-        Quantity(f"{part}_{name}", units, f"{people} {name} along the curve", _CURVE),
-        Quantity(f"{part}_{name}_min", units, f"smallest {people} {name} along the curve", _CURVE),
-        Quantity(f"{part}_{name}_max", units, f"largest {people} {name} along the curve", _CURVE),
-        Quantity(f"{part}_{name}_mean", units, f"mean {people} {name} over the points", _CURVE),
-        Quantity(
-            f"{part}_{name}_integral", units, f"length-weighted mean {people} {name}", "trapezoid over arc length"
-        ),
-    )
-) + (Quantity("arc_length", "1", "arc length of the curve in parameter space", "Gauss quadrature of the speed"),)
+_TRAPEZOID = "trapezoid over arc length"
+CURVE_QUANTITIES = (
+    *(
+        quantity
+        for part, people in (("train", "training"), ("test", "test"))
+        for name, units in (("loss", "nat"), ("error", "%"))
+        for quantity in (
+            Quantity(f"{part}_{name}", units, f"{people} {name} along the curve", _CURVE),
+            Quantity(f"{part}_{name}_min", units, f"smallest {people} {name} along the curve", _CURVE),
+            Quantity(f"{part}_{name}_max", units, f"largest {people} {name} along the curve", _CURVE),
+            Quantity(f"{part}_{name}_mean", units, f"mean {people} {name} over the points", _CURVE),
+            Quantity(f"{part}_{name}_integral", units, f"length-weighted mean {people} {name}", _TRAPEZOID),
+        )
+    ),
+    Quantity("arc_length", "1", "arc length of the curve in parameter space", "Gauss quadrature of the speed"),
+)
 
 CONNECTIVITY_QUANTITIES = (
     Quantity("mode_connectivity", "%", "mode connectivity", "[Yang2021] eq. 4"),
@@ -68,7 +70,7 @@ ENSEMBLE_QUANTITIES = (
 
 
 def chosen_pairs(settings: Connectivity, seeds: Sequence[int]) -> list[tuple[int, int]]:
-    """The pairs of seeds to connect: all, the ring (0,1)(1,2)...(n-1,0), the first of the ring, or those listed."""
+    """The pairs of seeds to connect: all, the ring (0,1)(1,2)...(n-1,0), its first ones, or those listed."""
     ordered = sorted(seeds)
     ring = [(min(a, b), max(a, b)) for a, b in zip(ordered, [*ordered[1:], *ordered[:1]], strict=True) if a != b]
     ring = list(dict.fromkeys(ring))  # of two seeds, the ring is one pair
@@ -79,7 +81,7 @@ def chosen_pairs(settings: Connectivity, seeds: Sequence[int]) -> list[tuple[int
     if isinstance(settings.pairs, int):
         rest = [pair for pair in itertools.combinations(ordered, 2) if pair not in ring]
         return [*ring, *rest][: settings.pairs]
-    return [(min(p), max(p)) for p in settings.pairs]
+    return list(settings.pairs)
 
 
 def fit_curve(
@@ -163,7 +165,7 @@ def _curve_values(name: str, ts: Tensor, values: Tensor, positions: Tensor) -> V
 
 
 def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
-    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each with its own draw."""
+    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each redrawn."""
     from lossatlas.landscape import similarity
 
     first, second = models
@@ -212,7 +214,7 @@ def _probabilities(job: Job, trained: TrainedSeed, inputs: Tensor, name: object)
 
 
 def distance(
-    job: Job, settings: Distance, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
+    _job: Job, _settings: Distance, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
     """l2 distance of the parameters."""
     from lossatlas.landscape import similarity
@@ -223,7 +225,7 @@ def distance(
 def disagreement(
     job: Job, settings: Disagreement, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
-    """Disagreement in percent, Jensen-Shannon divergence and cosine of the outputs, each with its standard error."""
+    """Disagreement in percent, Jensen-Shannon divergence and cosine of the outputs, with standard errors."""
     from lossatlas.landscape import similarity
 
     samples = job.samples(settings.data)

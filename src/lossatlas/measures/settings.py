@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from lossatlas.settings import Count, NonNegative, Positive, Settings
 
 Protocol = Literal["lossatlas", "published"]
 Part = Literal["train", "test"]
-SeedPair = Annotated[tuple[int, ...], Field(min_length=2, max_length=2)]
+
+
+def _pairs(value: Any) -> Any:
+    """A count, "all", "ring", or pairs of seeds as tuples; one sentence for what is none of them."""
+    if value in ("all", "ring") or (type(value) is int and value >= 1):
+        return value
+    if isinstance(value, list | tuple) and value and all(_is_pair(item) for item in value):
+        return tuple((min(pair), max(pair)) for pair in value)
+    raise ValueError('allowed are a count from 1 on, "all", "ring", or a list of pairs of seeds such as [[0, 1]]')
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(seed) is int for seed in value)
+
+
+Pairs = Annotated[int | Literal["all", "ring"] | tuple[tuple[int, int], ...], PlainValidator(_pairs)]
 
 
 def _published(values: Any, **defaults: Any) -> Any:
@@ -47,7 +62,7 @@ class Connectivity(Settings):
     """
 
     protocol: Protocol = "lossatlas"
-    pairs: Count | Literal["all", "ring"] | tuple[SeedPair, ...] = 1
+    pairs: Pairs = 1
     kind: Literal["bezier", "chain"] = "bezier"
     bends: Count = 1
     start: Literal["midpoint", "random"] = "midpoint"

@@ -4,15 +4,13 @@ All problems of a spec are reported at once, each with its key, what was given a
 """
 
 from lossatlas.specs.reading import overridden, parse, read, scaled, validate
-from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Data, EarlyStop, Model, Schedule, Spec, Task, Train
+from lossatlas.specs.schema import Data, EarlyStop, Model, Optimizer, Schedule, Spec, Task, Train
 
 __all__ = [
-    "AXES",
-    "LOADS",
-    "TEMPERATURES",
     "Data",
     "EarlyStop",
     "Model",
+    "Optimizer",
     "Schedule",
     "Spec",
     "Task",

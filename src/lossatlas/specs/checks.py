@@ -29,9 +29,12 @@ def hint(given: str, allowed: Sequence[str]) -> str:
 
 
 def _seed_problems(seeds: tuple[int, ...]) -> list[str]:
-    problems = [f"seeds: {seed} is negative; allowed are integers from 0 on" for seed in seeds if seed < 0]
+    allowed = f"allowed are integers from 0 to {LARGEST_SEED}"
+    problems = [f"seeds: {seed} was given; {allowed}" for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+    if not seeds:
+        problems.append("seeds: none was given; give at least one, two for measures of pairs")
     if len(set(seeds)) < len(seeds):
-        problems.append(f"seeds: {list(seeds)} holds a seed twice; give each once")
+        problems.append(f"seeds: {list(seeds)} was given; allowed is each seed once")
     return problems
 
 
@@ -45,11 +48,13 @@ def _axis_problems(spec: Spec) -> list[str]:
     }
     places = {"model": "task.model", "data": "task.data", "train": "train", "optimizer": "train.optimizer"}
     for role, group, allowed in (("load", spec.load, LOADS), ("temperature", spec.temperature, TEMPERATURES)):
+        if not group:
+            problems.append(f"{role}: no axis was given; allowed are {', '.join(allowed)}")
         for name, values in group.items():
             where = f"{role}.{name}"
             if name not in allowed:
                 problems.append(
-                    f"{where}: no such {role} axis; allowed are {', '.join(allowed)}{_hint(name, allowed)}"
+                    f"{where}: there is no such {role} axis; allowed are {', '.join(allowed)}{hint(name, allowed)}"
                 )
                 continue
             section, key, kind = AXES[name]
@@ -58,6 +63,8 @@ def _axis_problems(spec: Spec) -> list[str]:
                 problems.append(
                     f"{places[section]}.{key}: given although {where} varies it; remove one of the two"
                 )
+    if len(spec.temperature) > 1:
+        problems.append(f"temperature: {', '.join(spec.temperature)} were given; allowed is one axis")
     return problems
 
 
@@ -73,7 +80,8 @@ def _value_problems(where: str, values: Sequence[float], kind: str) -> list[str]
     allowed, text = tests[kind]
     problems = [f"{where}: {value:g} was given; allowed are {text}" for value in values if not allowed(value)]
     if len(set(values)) < len(values):
-        problems.append(f"{where}: a value stands there twice; give each once")
+        shown = ", ".join(f"{value:g}" for value in values)
+        problems.append(f"{where}: {shown} was given; allowed is each value once")
     return problems
 
 
@@ -89,7 +97,7 @@ def _name_problems(spec: Spec) -> list[str]:
             allowed = ", ".join(table)
             problems.append(
                 f"{where}: {name!r} does not exist; allowed are {allowed}, or your own as module:function"
-                f"{_hint(name, list(table))}"
+                f"{hint(name, list(table))}"
             )
     entry = registry.MODELS.get(spec.task.model.name)
     return problems + (_option_problems(spec, entry) if entry else [])
@@ -103,18 +111,13 @@ def _option_problems(spec: Spec, entry: registry.Entry) -> list[str]:
         if option not in entry.options:
             problems.append(
                 f"task.model.{option}: {name} has no such option; allowed are {', '.join(entry.options)}"
-                f"{_hint(option, list(entry.options))}"
+                f"{hint(option, list(entry.options))}"
             )
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             problems.append(f"task.model.{option}: {value!r} was given; allowed are integers from 1 on")
     for option in sorted(swept - set(entry.options)):
         problems.append(f"load.{option}: {name} has no option {option}; it has {', '.join(entry.options)}")
-    for option, default in entry.options.items():
+    for option, default in entry.options.items() if spec.load else ():
         if default is None and option not in spec.task.model.options and option not in swept:
             problems.append(f"task.model.{option}: missing; {name} needs it here or as a load axis")
     return problems
-
-
-def _hint(given: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, allowed, n=1)
-    return f". Did you mean {close[0]}?" if close else ""

@@ -15,14 +15,17 @@ from lossatlas.errors import FileError, SpecError
 from lossatlas.specs import checks
 from lossatlas.specs.schema import Spec
 
+LONGEST_SHOWN = 60  # characters of a wrong value in a message
+
+
 def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Spec:
     """Read a TOML file into a Spec; raises FileError or SpecError (all problems at once)."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(
-            f"The spec {path} cannot be read ({getattr(error, 'strerror', None) or error}). Give a TOML file, the name "
-            "of a preset (see `lossatlas presets`) or a run folder."
+            f"The spec {path} cannot be read ({getattr(error, 'strerror', None) or error}). Give a TOML file, the "
+            "name of a preset (see `lossatlas presets`) or a run folder."
         ) from error
     return parse(text, str(path), overrides)
 
@@ -54,27 +57,87 @@ def _put(raw: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def validate(raw: Mapping[str, Any], source: str) -> Spec:
     """A Spec from plain data; raises SpecError with every problem."""
+    # Through JSON, where strict mode takes an array for a tuple but still no text for a number.
+    text = json.dumps(raw, default=str)
     try:
-        # Through JSON, where strict mode takes an array for a tuple but still no text for a number.
-        return Spec.model_validate_json(json.dumps(raw, default=str))
+        spec = Spec.model_validate_json(text)
     except ValidationError as error:
-        raise SpecError(source, [line for e in error.errors() for line in _sentences(e)]) from None
+        found = error.errors()
+        lines = [_sentence(e) for e in found] + _further_problems(json.loads(text), [e["loc"] for e in found])
+        raise SpecError(source, lines) from None
+    problems = checks.problems(spec)
+    if problems:
+        raise SpecError(source, problems)
+    return spec
 
 
-def _sentences(error: ErrorDetails) -> list[str]:
-    where = ".".join(str(part) for part in error["loc"]) or "the spec"
-    given = error["input"]
+# Completes a spec that lacks required keys without giving the checks anything to complain about.
+_NEUTRAL: dict[str, Any] = {
+    "name": "-",
+    "seeds": [],
+    "load": {},
+    "temperature": {},
+    "task": {"data": {"name": "a:b"}, "model": {"name": "a:b"}},
+    "train": {"epochs": 1},
+}
+
+
+def _further_problems(raw: dict[str, Any], places: Sequence[tuple[str | int, ...]]) -> list[str]:
+    """What the checks across sections find in a spec with wrong values, once these are taken out."""
+    # Backwards: what is taken out of a list must not shift what is yet to be taken out of it.
+    reported = [_take_out(raw, place) for place in reversed(places)]
+    try:
+        spec = Spec.model_validate_json(json.dumps(_completed(raw, _NEUTRAL)))
+    except ValidationError:
+        return []
+    return [
+        line
+        for line in checks.problems(spec)
+        if not any(_same_or_within(line.split(":")[0], key) for key in reported)
+    ]
+
+
+def _take_out(raw: dict[str, Any], place: tuple[str | int, ...]) -> str:
+    """Remove what stands at `place`, and the list or section that it leaves empty; returns the key gone."""
+    holder: Any = raw
+    for part in place[:-1]:
+        inside = part in holder if isinstance(holder, dict) else isinstance(holder, list)
+        holder = holder[part] if inside else None
+    if isinstance(holder, dict):
+        holder.pop(place[-1], None)
+    elif isinstance(holder, list):
+        del holder[int(place[-1])]
+    return _take_out(raw, place[:-1]) if holder == [] or (holder == {} and len(place) > 1) else _key(place)
+
+
+def _completed(raw: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` with the keys of `neutral` that it lacks, at every level."""
+    sections = {key: value for key, value in neutral.items() if isinstance(value, dict) and key in raw}
+    return {**neutral, **raw, **{key: _completed(raw[key], value) for key, value in sections.items()}}
+
+
+def _same_or_within(key: str, reported: str) -> bool:
+    return f"{key}.".startswith(f"{reported}.")
+
+
+def _key(place: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _sentence(error: ErrorDetails) -> str:
+    where = _key(error["loc"]) or "the spec"
     if error["type"] == "extra_forbidden":
         allowed = _keys_at(error["loc"][:-1])
-        return [f"{where}: unknown key; allowed are {', '.join(allowed)}{_hint(str(error['loc'][-1]), allowed)}"]
+        return (
+            f"{where}: unknown key; allowed are {', '.join(allowed)}{checks.hint(str(error['loc'][-1]), allowed)}"
+        )
     if error["type"] == "missing":
-        return [f"{where}: missing; it must be given"]
+        return f"{where}: missing; it must be given"
+    given = json.dumps(error["input"])
+    shown = given if len(given) <= LONGEST_SHOWN else given[: LONGEST_SHOWN - 4] + " ..."
     if error["type"] == "value_error":
-        text = str(error["ctx"]["error"])
-        return text.split("\n") if not error["loc"] else [f"{where}: {line}" for line in text.split("\n")]
-    message = error["msg"][0].lower() + error["msg"][1:]
-    shown = given if isinstance(given, str | int | float | bool) or given is None else type(given).__name__
-    return [f"{where}: {shown!r} was given; {message}"]
+        return f"{where}: {shown} was given; {error['ctx']['error']}"
+    return f"{where}: {shown} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _keys_at(loc: Sequence[str | int]) -> list[str]:
@@ -96,7 +159,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def scaled(spec: Spec, scale: float) -> Spec:
-    """The same experiment, smaller: about `scale` of the values of each axis (its ends stay), of the seeds and epochs.
+    """The same experiment, smaller: about `scale` of each axis's values (its ends stay), of the seeds and epochs.
 
     At least two values an axis (where it has them), two seeds and one epoch stay. Raises SpecError unless
     0 < scale <= 1.
@@ -115,6 +178,15 @@ def scaled(spec: Spec, scale: float) -> Spec:
     raw["seeds"] = list(spec.seeds)[: max(2, round(scale * len(spec.seeds)))]
     raw["train"]["epochs"] = max(1, round(scale * spec.train.epochs))
     connectivity = raw.get("measures", {}).get("connectivity")
-    if connectivity and "epochs" in connectivity:
-        connectivity["epochs"] = max(1, round(scale * connectivity["epochs"]))
+    if connectivity is not None:
+        connectivity["epochs"] = max(1, round(scale * spec.measures.model_dump()["connectivity"]["epochs"]))
+        if isinstance(connectivity.get("pairs"), int | list):
+            connectivity["pairs"] = _pairs_left(connectivity["pairs"], raw["seeds"])
     return validate(raw, f"{spec.name} scaled by {scale:g}")
+
+
+def _pairs_left(pairs: int | list[list[int]], seeds: Sequence[int]) -> int | list[list[int]]:
+    """The pairs that fewer seeds leave: as many as there are, or those listed that are whole, else one."""
+    if isinstance(pairs, int):
+        return min(pairs, max(1, len(seeds) * (len(seeds) - 1) // 2))
+    return [pair for pair in pairs if set(pair) <= set(seeds)] or 1

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lossatlas import results
 from lossatlas.measures import STEPS, section_of
-from lossatlas.results import REASON, STATUS, Cell, Quantity
+from lossatlas.results import REASON, STATUS, Quantity
 from lossatlas.specs import Spec
 from lossatlas.summary import SEVERITY
 from lossatlas.sweep.plan import CellPlan
@@ -34,35 +34,41 @@ Values = dict[str, Any]
 Records = dict[tuple[Any, ...], Values]
 
 
-def collect(spec: Spec, cells: Sequence[CellPlan], store: Store, *, fingerprint: str) -> xr.DataTree:
-    """The results of all steps that the store holds, as a tree of named arrays."""
+def collect(
+    spec: Spec, cells: Sequence[CellPlan], store: Store, *, fingerprint: str, failures: Mapping[str, str]
+) -> xr.DataTree:
+    """The results of all steps that the store holds, as a tree of named arrays.
+
+    `failures` are the reasons of steps that raised, by their keys. The status of a model, a pair or a cell is the
+    worst of its steps, and its reason names the steps that are not ok.
+    """
     groups: dict[str, Records] = defaultdict(lambda: defaultdict(dict))
+    reasons: dict[tuple[str, Any], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         for step in cell.steps:
             record = store.read(step.name, step.key)
+            if record is None and step.key in failures:
+                record = Record({}, "failed", failures[step.key])
             if record is None:
                 continue
             group = _group_of(step.name)
             place = cell.cell if group == "cells" else (*cell.cell, *step.seeds)
-            _merge(groups[group][place], step.name, record)
+            target = groups[group][place]
+            target |= {**record.values, "status": min(target.get("status", "ok"), record.status, key=_severity)}
+            if record.status != "ok":
+                reasons[group, place][record.reason].append(step.name)
             if step.name == "connectivity":
                 groups["curves"][place] = record.values
             if step.name == "train":
                 groups["history"][place] = record.values
+    for (group, place), named in reasons.items():
+        groups[group][place]["reason"] = "; ".join(f"{', '.join(steps)}: {why}" for why, steps in named.items())
     return results.tree(_datasets(spec, groups), _attrs(spec, fingerprint))
 
 
 def _group_of(step: str) -> str:
     scopes: dict[str, str] = {measure.name: measure.scope for measure in STEPS}
     return {"model": "models", "pair": "pairs", "cell": "cells"}[scopes.get(step, "model")]
-
-
-def _merge(target: Values, step: str, record: Record) -> None:
-    """Add a step's values; the status becomes the worst one, the reasons are strung together."""
-    target |= record.values
-    target["status"] = min(target.get("status", "ok"), record.status, key=_severity)
-    reasons = [target.get("reason", ""), f"{step}: {record.reason}" if record.status != "ok" else ""]
-    target["reason"] = "; ".join(reason for reason in reasons if reason)
 
 
 def _severity(status: str) -> int:
@@ -129,8 +135,3 @@ def _attrs(spec: Spec, fingerprint: str) -> dict[str, Any]:
         "threads": 1,
         "versions": {name: version(name) for name in VERSIONED},
     }
-
-
-def cell_text(spec: Spec, cell: Cell) -> str:
-    """`width 4, batch_size 8`."""
-    return ", ".join(f"{axis.name} {value:g}" for axis, value in zip(spec.axes, cell, strict=True))

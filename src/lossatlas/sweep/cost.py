@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lossatlas import registry
 from lossatlas.measures import settings as s
 from lossatlas.registry import Facts
 from lossatlas.settings import canonical
@@ -53,7 +54,7 @@ def estimate(cells: Sequence[CellPlan], facts: Facts) -> Estimate:
     """Predict the cost of every step of a plan, by timing a few training steps of each model."""
     known: dict[str, ModelCost] = {}
     start = time.monotonic()
-    with one_thread():
+    with one_thread(), torch.random.fork_rng(devices=[]):
         for cell in sorted(
             cells, key=lambda c: sum(v for v in c.task.model.options.values() if isinstance(v, int))
         ):
@@ -92,11 +93,12 @@ def _probe(task: Task, facts: Facts) -> ModelCost:
     model, criterion = _model(task, facts), losses.build(task.loss)
     seconds = []
     for size in PROBE_BATCHES:
-        batch = (torch.randn(size, *facts.input_shape), torch.zeros(size, dtype=torch.long))
+        batch = (torch.zeros(size, *facts.input_shape), torch.zeros(size, dtype=torch.long))
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            criterion(model, batch).backward()
+            with registry.blamed(f"model {task.model.name!r} on inputs of shape {facts.input_shape}"):
+                criterion(model, batch).backward()
             times.append(time.perf_counter() - start)
         seconds.append(min(times))
     small, large = PROBE_BATCHES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,8 +100,3 @@ def _groups(measure: Measure, settings: Settings, seeds: Sequence[int]) -> list[
     if measure.scope == "pair":
         return list(measure.pairs(settings, seeds))
     return [tuple(sorted(seeds))] if len(seeds) > 1 else []
-
-
-def all_steps(cells: Sequence[CellPlan]) -> list[Step]:
-    """The steps of all cells, in the order of the cells."""
-    return list(itertools.chain.from_iterable(cell.steps for cell in cells))

@@ -1,4 +1,4 @@
-"""A run folder: what it holds, what may be changed in it, and running it in this process."""
+"""A run folder: what it holds, and what may be changed in it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunFolder:
 
 
 def default_folder(name: str) -> Path:
-    """`runs/<name>`, with everything but letters, digits, dots, dashes and slashes as a dash."""
+    """`runs/<name>`, with everything but letters, digits, dots and dashes as a dash."""
     slug = re.sub(r"[^\w.\-]+", "-", name).strip("-.") or "run"
     return Path("runs") / slug
 
@@ -128,7 +128,14 @@ def saved_plan(root: Path) -> dict[str, Any]:
         raise FileError(
             f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made."
         )
-    return _read_json(path)
+    plan = _read_json(path)
+    try:
+        for cell in plan["cells"]:
+            for name, seeds, key, seconds in cell["steps"]:
+                _ = (str(name), list(seeds), str(key), float(seconds))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
+    return plan
 
 
 def _read_json(path: Path) -> dict[str, Any]:

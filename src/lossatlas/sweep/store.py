@@ -2,26 +2,28 @@
 
     STORE/<step>/<k0k1>/<key>/{spec,meta,result}.json, *.safetensors
 
-`spec.json` is what the key was made of, `result.json` the values and the status, `meta.json` how and when it was
-made (never part of a result).
+`spec.json` is what the key was made of, `result.json` the values, the status and the check sums of the arrays,
+`meta.json` how and when it was made (never part of a result).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
 from lossatlas import files
+from lossatlas.errors import FileError
 from lossatlas.settings import content_key
 
+T = TypeVar("T")
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -39,6 +41,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.damaged: list[Path] = []  # where the damaged steps that were met have been put
 
     def folder(self, step: str, key: str) -> Path:
         """Where the step with this key is, or will be."""
@@ -50,35 +53,53 @@ class Store:
 
     def read(self, step: str, key: str) -> Record | None:
         """The record of a finished step; None if there is none, or if it was damaged (it is then set aside)."""
-        path = self.folder(step, key) / "result.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return Record(_decoded(content["values"]), content["status"], content["reason"])
-        except FileNotFoundError:
-            if not self.has(step, key):
-                return None
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-            pass
-        self.set_aside(step, key)
-        return None
+
+        def read() -> Record:
+            result = self._result(step, key)
+            return Record(_decoded(result["values"]), result["status"], result["reason"])
+
+        return self._undamaged(step, key, read)
 
     def arrays(self, step: str, key: str, name: str) -> dict[str, NDArray[Any]] | None:
-        """The arrays of one file of a finished step; None if it is missing or was damaged (it is then set aside)."""
-        path = self.folder(step, key) / f"{name}.safetensors"
-        try:
-            return safetensors.numpy.load(path.read_bytes())
-        except (OSError, safetensors.SafetensorError):
-            if self.has(step, key):
-                self.set_aside(step, key)
-            return None
+        """The arrays of one file of a finished step; None if there are none, or if it was damaged (see `read`)."""
 
-    def set_aside(self, step: str, key: str) -> Path:
+        def read() -> dict[str, NDArray[Any]]:
+            content = (self.folder(step, key) / f"{name}.safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != self._result(step, key)["sha256"][name]:
+                raise ValueError("the check sum differs")
+            return safetensors.numpy.load(content)
+
+        return self._undamaged(step, key, read)
+
+    def set_aside(self, step: str, key: str) -> None:
         """Move a damaged step out of the way, to be looked at; it will be made again."""
-        folder = self.folder(step, key)
         aside = self.root / "damaged" / files.temporary_name(f"{step}-{key}").removeprefix(files.TEMPORARY)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(aside)
-        return aside
+        files.set_aside(self.folder(step, key), aside)
+        self.damaged.append(aside)
+
+    def _undamaged(self, step: str, key: str, read: Callable[[], T]) -> T | None:
+        if not self.has(step, key):
+            return None
+        try:
+            return read()
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # whatever a damaged file gives
+            self.set_aside(step, key)
+            return None
+        except OSError as error:
+            folder = self.folder(step, key)
+            raise FileError(
+                f"{folder} cannot be read: {error.strerror}. Mend that; nothing was changed."
+            ) from error
+
+    def _result(self, step: str, key: str) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.folder(step, key) / "result.json").read_bytes())
+        return result
 
     def commit(
         self,
@@ -89,13 +110,16 @@ class Store:
         meta: Mapping[str, Any],
         arrays: Mapping[str, Arrays] | None = None,
     ) -> None:
-        """Keep a finished step under the key of `content`, all at once; raises FileError if it cannot be written."""
+        """Keep a finished step under the key of `content`, all at once; raises FileError if it cannot be."""
         key = content_key(content)
+        saved = {
+            name: safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in named.items()})
+            for name, named in (arrays or {}).items()
+        }
         result = {"values": _encoded(record.values), "status": record.status, "reason": record.reason}
+        result["sha256"] = {name: hashlib.sha256(part).hexdigest() for name, part in saved.items()}
         parts = {"spec.json": _json(content), "meta.json": _json(meta), "result.json": _json(result)}
-        for name, named in (arrays or {}).items():
-            contiguous = {k: np.ascontiguousarray(v) for k, v in named.items()}
-            parts[f"{name}.safetensors"] = safetensors.numpy.save(contiguous)
+        parts |= {f"{name}.safetensors": part for name, part in saved.items()}
         files.commit_folder(self.folder(step, key), parts, scratch=self.root)
 
 

@@ -53,35 +53,41 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _tasks: dict[str, tuple[Samples, Samples]] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[CellPlan]) -> list[str]:
-        """Do what is missing of the cells, one thread; returns the reasons of the steps that failed.
+    def run(self, cells: Sequence[CellPlan]) -> dict[str, str]:
+        """Do what is missing of the cells, one thread; returns the reasons of the steps that failed by their keys.
 
         A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; a UserError
         (bad input, full disk) ends it.
         """
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         with one_thread():
             for cell in cells:
-                missing = [step for step in cell.steps if not self.store.has(step.name, step.key)]
+                missing = []
                 for step in cell.steps:
-                    if step not in missing:
+                    if self.store.read(step.name, step.key) is None:
+                        missing.append(step)
+                    else:
                         self.listener.skipped(step)
                 if missing:
-                    failures += self._cell(cell, missing)
+                    failures |= self._cell(cell, missing)
         return failures
 
-    def _cell(self, cell: CellPlan, missing: Sequence[Step]) -> list[str]:
-        failures = []
+    def _cell(self, cell: CellPlan, missing: Sequence[Step]) -> dict[str, str]:
+        failures: dict[str, str] = {}
         bench = _Bench(self, cell)
         for step in missing:
+            needed = [key for key in (*step.inputs, *(key for _, key in step.arrays)) if key in failures]
+            if needed:
+                failures[step.key] = failures[needed[0]]
+                continue
             try:
                 record = bench.do(step)
             except UserError:
                 raise
             except Exception as error:  # whatever a user's model raises is data of the sweep
-                failures.append(self._note_failure(step, error))
-                continue
-            self.listener.finished(step, record.status)
+                failures[step.key] = self._note_failure(step, error)
+            else:
+                self.listener.finished(step, record.status)
         return failures
 
     def _note_failure(self, step: Step, error: Exception) -> str:

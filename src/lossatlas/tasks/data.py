@@ -54,20 +54,48 @@ def load(name: str, path: str | None) -> RawData:
     four arrays (train_inputs, train_targets, test_inputs, test_targets).
     """
     function = registry.resolve(name, registry.DATA, "data")
-    raw = function() if path is None else function(path)
-    if isinstance(raw, tuple | list) and len(raw) == 4:
-        arrays = [np.asarray(part) for part in raw]
-        targets = [arrays[1].astype(np.int64), arrays[3].astype(np.int64)]
-        classes = int(max(t.max() for t in targets)) + 1
-        raw = RawData(arrays[0], targets[0], arrays[2], targets[1], classes)
+    with registry.blamed(f"data {name!r}"):
+        raw = function() if path is None else function(path)
+        if isinstance(raw, tuple | list) and len(raw) == 4:
+            raw = _from_arrays(*(np.asarray(part) for part in raw))
     if not isinstance(raw, RawData):
         raise UserError(
             f"data {name!r} returned a {type(raw).__name__}; it must return a lossatlas RawData or four arrays: "
             "training inputs, training targets, test inputs, test targets."
         )
-    if len(raw.train_inputs) != len(raw.train_targets) or len(raw.test_inputs) != len(raw.test_targets):
-        raise UserError(f"data {name!r}: inputs and targets differ in number.")
+    problem = _problem(raw)
+    if problem:
+        raise UserError(f"data {name!r}: {problem}.")
     return raw
+
+
+def _from_arrays(
+    train_inputs: NDArray[Any], train_targets: NDArray[Any], test_inputs: NDArray[Any], test_targets: NDArray[Any]
+) -> RawData:
+    """Four arrays as they are; the largest target tells the number of classes."""
+    classes = 1 + max((int(targets.max()) for targets in (train_targets, test_targets) if targets.size), default=0)
+    return RawData(train_inputs, train_targets, test_inputs, test_targets, classes)
+
+
+def _problem(raw: RawData) -> str:
+    """What makes data useless for training, empty if nothing does."""
+    for part, inputs, targets in (
+        ("training", raw.train_inputs, raw.train_targets),
+        ("test", raw.test_inputs, raw.test_targets),
+    ):
+        if len(inputs) != len(targets) or not len(targets):
+            return f"there are {len(inputs)} {part} inputs and {len(targets)} targets; give as many, at least one"
+        if (
+            targets.ndim != 1
+            or targets.dtype.kind not in "iu"
+            or targets.min() < 0
+            or targets.max() >= raw.classes
+        ):
+            return (
+                f"the {part} targets are {targets.dtype} of shape {targets.shape}; they must be integers of shape "
+                f"(N,) from 0 to {raw.classes - 1}, the number of classes less one"
+            )
+    return "" if raw.classes > 1 else "it has one class; give at least two"
 
 
 def digits(path: str | None = None) -> RawData:

@@ -25,7 +25,9 @@ def cross_entropy() -> Criterion:
 
 def build(name: str) -> Criterion:
     """The Criterion of a name or of one's own `module:function`; raises UserError when it returns no Criterion."""
-    criterion = registry.resolve(name, registry.LOSSES, "loss")()
+    function = registry.resolve(name, registry.LOSSES, "loss")
+    with registry.blamed(f"loss {name!r}"):
+        criterion = function()
     if not isinstance(criterion, Criterion):
         raise UserError(
             f"loss {name!r} returned a {type(criterion).__name__}; it must return a lossatlas Criterion with an "

@@ -25,7 +25,8 @@ def build(name: str, options: dict[str, Any], *, input_shape: Sequence[int], cla
     function = registry.resolve(name, registry.MODELS, "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initialisation"))
-        model = function(**_accepted(function, input_shape=tuple(input_shape), classes=classes), **options)
+        with registry.blamed(f"model {name!r} with {options}"):
+            model = function(**_accepted(function, input_shape=tuple(input_shape), classes=classes), **options)
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
     return model
@@ -115,7 +116,7 @@ def resnet18(*, input_shape: Sequence[int], classes: int, width: int) -> nn.Modu
 def _channels(input_shape: Sequence[int]) -> int:
     if len(input_shape) != 3:
         raise UserError(
-            f"This model takes images of shape (channels, height, width); the data have shape {tuple(input_shape)}. "
-            "Choose the model mlp, or data that are images."
+            "This model takes images of shape (channels, height, width); the data have shape "
+            f"{tuple(input_shape)}. Choose the model mlp, or data that are images."
         )
     return input_shape[0]

@@ -17,20 +17,26 @@ FLOAT_LIMIT = 64 << 20  # bytes up to which normalised inputs are kept rather th
 
 
 class Samples:
-    """Inputs and targets on one device; batches are (normalised inputs, targets) in the order of the data."""
+    """Inputs and targets on one device; batches are (normalised inputs, targets) in the order of the data.
+
+    On a CPU images are kept and handed over with their channels last in memory: convolutional networks of every
+    width then train 1.1 to 1.5 times as fast (benchmarks/training.py).
+    """
 
     def __init__(
         self, inputs: NDArray[Any], targets: NDArray[Any], raw: RawData, device: torch.device | str = "cpu"
     ) -> None:
-        self._inputs = torch.as_tensor(inputs, device=device)
-        self.targets = torch.as_tensor(targets, device=device)
-        shape = (-1, *[1] * (self._inputs.dim() - 2)) if self._inputs.dim() > 2 else (-1,)
+        kept = torch.as_tensor(inputs, device=device)
+        self.targets = torch.as_tensor(targets, device=device).long()
+        self._channels_last = kept.dim() == 4 and kept.device.type == "cpu"
+        if self._channels_last:
+            kept = kept.permute(0, 2, 3, 1).contiguous()
+        shape = (-1,) if self._channels_last or kept.dim() < 3 else (-1, *[1] * (kept.dim() - 2))
         std = torch.tensor(raw.std, dtype=torch.float32, device=device).view(shape)
         self._gain = 1.0 / (raw.scale * std)
         self._offset = -torch.tensor(raw.mean, dtype=torch.float32, device=device).view(shape) / std
-        self._ready = self._inputs.numel() * 4 <= FLOAT_LIMIT
-        if self._ready:
-            self._inputs = self._normalised(self._inputs)
+        self._ready = kept.numel() * 4 <= FLOAT_LIMIT
+        self._inputs = self._normalised(kept) if self._ready else kept
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -39,7 +45,8 @@ class Samples:
         return torch.addcmul(self._offset, inputs.float(), self._gain)
 
     def _batch(self, inputs: Tensor, targets: Tensor) -> Pair:
-        return (inputs if self._ready else self._normalised(inputs)), targets
+        normal = inputs if self._ready else self._normalised(inputs)
+        return (normal.permute(0, 3, 1, 2) if self._channels_last else normal), targets
 
     def take(self, index: Tensor | slice) -> Pair:
         """The samples at `index`."""

@@ -1,0 +1,441 @@
+"""The Objective: sums over ragged batches, BatchNorm policies, and the caller's model left as found."""
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from cases import BY_NAME, CASES, Case, Tied, conv_net
+from lossatlas.errors import UserError
+from lossatlas.landscape.lanczos import eigenpairs
+from lossatlas.landscape.linearity import confirm, piecewise_affine
+from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.operators import hessian
+from lossatlas.landscape.parameters import flat_parameters
+from lossatlas.landscape.trace import trace
+from oracles.dense import mean_loss
+
+CLOSE = {"rtol": 1e-12, "atol": 1e-14}  # float64 sums in another order
+
+
+def percent_wrong(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 100.0 * (outputs.argmax(1) != batch[1])
+
+
+def joined(batches: list[Any]) -> list[Any]:
+    """All batches as one."""
+    if isinstance(batches[0], dict):
+        return [{key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}]
+    return [tuple(torch.cat(parts) for parts in zip(*batches, strict=True))]
+
+
+# ---- sums over samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_ragged_batches_equal_the_whole(case: Case) -> None:
+    ragged = Objective(case.model, case.batches, case.criterion)
+    whole = Objective(case.model, joined(case.batches), case.criterion)
+    function, theta = mean_loss(case.model, case.batches, case.criterion)
+    theta = theta.requires_grad_()
+    expected = function(theta)
+    (gradient,) = torch.autograd.grad(expected, theta)
+    for objective in (ragged, whole):
+        assert torch.equal(objective.center, theta.detach())
+        torch.testing.assert_close(objective(objective.center), expected.detach(), **CLOSE)
+        torch.testing.assert_close(objective.gradient(objective.center), gradient, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 1000, None])
+def test_chunk_sizes_agree(chunk: int | None) -> None:
+    case = BY_NAME["conv_batchnorm"]
+    reference = Objective(case.model, case.batches, case.criterion, chunk=4)
+    objective = Objective(case.model, case.batches, case.criterion, chunk=chunk)
+    theta = objective.center * 1.1
+    torch.testing.assert_close(objective(theta), reference(theta), **CLOSE)
+    torch.testing.assert_close(objective.gradient(theta), reference.gradient(theta), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(objective.outputs(theta), reference.outputs(theta), **CLOSE)
+    pieces = [len(batch[1]) for batch in objective.batches()]
+    assert sum(pieces) == 13
+    assert max(pieces) <= (chunk or 13)
+
+
+def test_values_extras_samples_and_outputs() -> None:
+    case = BY_NAME["mlp_relu"]
+    criterion = supervised(F.cross_entropy, {"error": percent_wrong})
+    objective = Objective(case.model, case.batches, criterion)
+    thetas = torch.stack([objective.center, torch.zeros_like(objective.center)])
+    values = objective.values(thetas)
+    x, y = joined(case.batches)[0]
+    outputs = case.model(x).detach()
+    assert values["loss"].dtype == torch.float64
+    wrong = 100 * (outputs.argmax(1) != y).double().mean()
+    torch.testing.assert_close(values["error"][0], wrong, **CLOSE)
+    # at theta = 0 all outputs are equal: the loss of guessing
+    assert math.isclose(values["loss"][1].item(), math.log(3), rel_tol=1e-12)
+    torch.testing.assert_close(objective.outputs(objective.center), outputs, **CLOSE)
+    samples = objective.samples(objective.center)
+    torch.testing.assert_close(samples["loss"], F.cross_entropy(outputs, y, reduction="none").detach(), **CLOSE)
+    torch.testing.assert_close(samples["error"].mean(), wrong.to(samples["error"].dtype), rtol=1e-6, atol=0)
+
+
+def test_a_bare_loss_function_is_weighted_by_samples() -> None:
+    case = BY_NAME["mlp_relu_mse"]
+    bare = Objective(case.model, case.batches, lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
+    whole = Objective(case.model, case.batches, case.criterion)
+    torch.testing.assert_close(bare(bare.center), whole(whole.center), **CLOSE)
+    torch.testing.assert_close(bare.gradient(bare.center), whole.gradient(whole.center), rtol=1e-10, atol=1e-13)
+    with pytest.raises(UserError, match="no outputs"):
+        bare.outputs(bare.center)
+    with pytest.raises(UserError, match="single samples"):
+        bare.samples(bare.center)
+
+
+def test_data_may_be_a_function_or_a_loader() -> None:
+    case = BY_NAME["mlp_relu"]
+    expected = Objective(case.model, case.batches, case.criterion)
+    x, y = joined(case.batches)[0]
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=5)
+    for data in (lambda: iter(case.batches), loader):
+        found = Objective(case.model, data, case.criterion)
+        torch.testing.assert_close(found(found.center), expected(expected.center), **CLOSE)
+
+
+def test_dtype_moves_the_copy_and_the_batches() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    single = Objective(case.model, case.batches, case.criterion, dtype=torch.float32)
+    assert single.center.dtype == torch.float32
+    assert single.outputs(single.center).dtype == torch.float32
+    assert next(case.model.parameters()).dtype == torch.float64
+    double = Objective(case.model, case.batches, case.criterion)
+    # float32 weights and sums: eps 6e-8 through some hundred operations
+    assert math.isclose(single(single.center).item(), double(double.center).item(), rel_tol=1e-5)
+
+
+# ---- parameters ---------------------------------------------------------------------------------------------
+
+
+def test_tied_and_frozen_parameters() -> None:
+    torch.manual_seed(0)
+    model = Tied().double()
+    model.decoder.bias.requires_grad_(False)
+    batches = [(x, x) for x in torch.randn(2, 3, 4, dtype=torch.float64)]
+    objective = Objective(model, batches, supervised(F.mse_loss))
+    assert objective.layout.names == ("encoder.weight", "encoder.bias")
+    assert torch.equal(objective.center, flat_parameters(model))
+    theta = objective.center * 0.5
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        by_hand.encoder.weight.mul_(0.5)  # the decoder's too
+        by_hand.encoder.bias.mul_(0.5)
+    expected = torch.stack([F.mse_loss(by_hand(x), x) for x, _ in batches]).mean()
+    torch.testing.assert_close(objective(theta), expected.detach(), **CLOSE)
+    expected.backward()
+    gradient = torch.cat([by_hand.encoder.weight.grad.flatten(), by_hand.encoder.bias.grad])
+    torch.testing.assert_close(objective.gradient(theta), gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_parameters_chosen_by_name() -> None:
+    case = BY_NAME["mlp_relu"]
+    objective = Objective(case.model, case.batches, case.criterion, params=r"weight$")
+    assert objective.layout.names == ("0.weight", "2.weight", "4.weight")
+    assert objective.center.shape == (24 + 30 + 15,)
+    whole = Objective(case.model, case.batches, case.criterion)
+    torch.testing.assert_close(objective(objective.center), whole(whole.center), **CLOSE)
+    with pytest.raises(UserError, match=r"matches none.*0\.weight"):
+        Objective(case.model, case.batches, case.criterion, params="scale")
+
+
+# ---- BatchNorm ----------------------------------------------------------------------------------------------
+
+
+def by_hand(model: nn.Sequential, x: Tensor, statistics: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """The conv net's outputs with BatchNorm written out; statistics(layer, its input) -> mean, variance."""
+    for index, layer in enumerate(model):
+        if isinstance(layer, nn.BatchNorm2d):
+            mean, variance = (s.view(1, -1, 1, 1) for s in statistics(index, x))
+            scale, shift = layer.weight.view(1, -1, 1, 1), layer.bias.view(1, -1, 1, 1)
+            x = scale * (x - mean) / (variance + layer.eps).sqrt() + shift
+        else:
+            x = layer(x)
+    return x.detach()
+
+
+def of_batch(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+
+
+def test_batchnorm_eval_uses_the_running_statistics() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    model = copy.deepcopy(case.model)
+    objective = Objective(model, case.batches, case.criterion, batchnorm="eval")
+    expected = [
+        by_hand(model, x, lambda i, _: (model[i].running_mean, model[i].running_var)) for x, _ in case.batches
+    ]
+    torch.testing.assert_close(objective.outputs(objective.center), torch.cat(expected), rtol=1e-10, atol=1e-12)
+
+
+def test_batchnorm_batch_uses_each_of_the_callers_batches_whole() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    model = copy.deepcopy(case.model)
+    objective = Objective(model, case.batches, case.criterion, batchnorm="batch", chunk=2)
+    expected = [by_hand(model, x, lambda _, h: of_batch(h)) for x, _ in case.batches]
+    torch.testing.assert_close(objective.outputs(objective.center), torch.cat(expected), rtol=1e-10, atol=1e-12)
+    assert [len(y) for _, y in objective.batches()] == [5, 5, 3]
+
+
+def test_recalibration_equals_torchs_own_on_equal_batches() -> None:
+    model = copy.deepcopy(BY_NAME["conv_batchnorm"].model)
+    torch.manual_seed(0)
+    batches = [(torch.randn(6, 2, 6, 6, dtype=torch.float64), torch.randint(0, 3, (6,))) for _ in range(3)]
+    objective = Objective(model, batches, supervised(F.cross_entropy), batchnorm="recalibrate", chunk=4)
+    reference = copy.deepcopy(model)
+    update_bn([x for x, _ in batches], reference)
+    buffers = objective.buffers(objective.center)
+    for name, expected in reference.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(buffers[name], expected, **CLOSE)
+    reference.eval()
+    expected = torch.cat([reference(x) for x, _ in batches]).detach()
+    torch.testing.assert_close(objective.outputs(objective.center), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_recalibration_weighs_ragged_batches_by_samples_at_the_given_theta() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    objective = Objective(case.model, case.batches, case.criterion, batchnorm="recalibrate")
+    theta = objective.center * 2
+    model = copy.deepcopy(case.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    seen, means, variances = 0, torch.zeros(4).double(), torch.zeros(4).double()
+    for x, _ in case.batches:
+        hidden = model[0](x).detach()
+        seen += len(x)
+        means += len(x) * hidden.mean((0, 2, 3))
+        variances += len(x) * hidden.var((0, 2, 3))  # PyTorch keeps the unbiased variance
+    buffers = objective.buffers(theta)
+    torch.testing.assert_close(buffers["1.running_mean"], means / seen, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(buffers["1.running_var"], variances / seen, rtol=1e-10, atol=1e-12)
+
+
+def test_recalibration_on_data_of_its_own() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    own = Objective(
+        case.model, case.batches, case.criterion, batchnorm="recalibrate", recalibration=case.batches[:1]
+    )
+    first = Objective(case.model, case.batches[:1], case.criterion, batchnorm="recalibrate")
+    for name, buffer in first.buffers(first.center).items():
+        torch.testing.assert_close(own.buffers(own.center)[name], buffer, **CLOSE)
+    assert len(own.outputs(own.center)) == 13
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    case = BY_NAME["conv_batchnorm"]
+    with pytest.raises(UserError, match="eval, recalibrate, batch"):
+        Objective(case.model, case.batches, case.criterion, batchnorm="train")
+
+
+# ---- the caller's model -------------------------------------------------------------------------------------
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Everything that a call might change, the global random state included."""
+    return [
+        OrderedDict((name, t.clone()) for name, t in model.state_dict().items()),
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [p.requires_grad for p in model.parameters()],
+        [module.training for module in model.modules()],
+        [getattr(module, "momentum", None) for module in model.modules()],
+        [len(module._forward_hooks) for module in model.modules()],
+        torch.get_rng_state(),
+        torch.is_grad_enabled(),
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+def raising(objective: Objective) -> None:
+    with suppress(UserError):
+        objective(torch.zeros(3))
+    with suppress(UserError):
+        hessian(objective) @ torch.zeros(3)
+
+
+CALLS: dict[str, Callable[[Objective], object]] = {
+    "value": lambda objective: objective(objective.center),
+    "values": lambda objective: objective.values(objective.center.unsqueeze(0)),
+    "gradient": lambda objective: objective.gradient(objective.center),
+    "outputs": lambda objective: objective.outputs(objective.center),
+    "samples": lambda objective: objective.samples(objective.center),
+    "buffers": lambda objective: objective.buffers(objective.center),
+    "hessian": lambda objective: hessian(objective) @ objective.center,
+    "eigenpairs": lambda objective: eigenpairs(hessian(objective), max_matvecs=4, seed=0),
+    "linearity": piecewise_affine,
+    "confirm": lambda objective: confirm(objective, seed=0),
+    "trace": lambda objective: trace(objective, seed=0, rel=1.0),
+    "an error": raising,
+}
+
+
+@pytest.mark.parametrize("policy", ["eval", "recalibrate", "batch"])
+@pytest.mark.parametrize("call", CALLS)
+def test_the_callers_model_is_left_as_found(policy: str, call: str) -> None:
+    case = BY_NAME["conv_batchnorm"]
+    model = copy.deepcopy(case.model)
+    model.train()
+    model[3].eval()  # a mixture of modes
+    model(case.batches[0][0]).sum().backward()
+    inputs = copy.deepcopy(case.batches)
+    before = state_of(model)
+    objective = Objective(model, case.batches, case.criterion, batchnorm=policy)
+    CALLS[call](objective)
+    assert same(state_of(model), before)
+    assert all(
+        torch.equal(a, b) for one, other in zip(case.batches, inputs, strict=True) for a, b in zip(one, other)
+    )
+    # and the private copy answers the same afterwards
+    assert torch.equal(
+        objective(objective.center),
+        Objective(model, case.batches, case.criterion, batchnorm=policy)(objective.center),
+    )
+
+
+def test_a_model_that_raises_midway_is_left_as_found() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer, self.limit = nn.BatchNorm1d(4), nn.Linear(4, 3), 1e9
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.layer(self.norm(x))
+            if out.abs().max() > self.limit:
+                raise ValueError("too large")
+            return out
+
+    torch.manual_seed(0)
+    model = Failing().double()
+    case = BY_NAME["mlp_relu"]
+    before = state_of(model)
+    for policy in ("eval", "recalibrate", "batch"):
+        objective = Objective(model, case.batches, case.criterion, batchnorm=policy)
+        first = objective(objective.center)
+        huge = objective.center * 1e12
+        for call in (objective, objective.gradient, objective.outputs, lambda t, o=objective: hessian(o, t) @ t):
+            with pytest.raises(ValueError, match="too large"):
+                call(huge)
+            assert same(state_of(model), before)
+            assert torch.equal(objective(objective.center), first)
+
+
+def test_changes_of_the_model_afterwards_do_not_reach_the_objective() -> None:
+    case = BY_NAME["mlp_relu"]
+    model = copy.deepcopy(case.model)
+    objective = Objective(model, case.batches, case.criterion)
+    before = objective(objective.center)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert torch.equal(objective(objective.center), before)
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_a_generator_is_refused() -> None:
+    case = BY_NAME["mlp_relu"]
+
+    def generator() -> Iterator[Any]:
+        yield from case.batches
+
+    with pytest.raises(UserError, match="generator, which can be read only once"):
+        Objective(case.model, generator(), case.criterion)
+    with pytest.raises(UserError, match="recalibration is a generator"):
+        Objective(case.model, case.batches, case.criterion, recalibration=generator())
+    with pytest.raises(UserError, match="data is a int"):
+        Objective(case.model, 3, case.criterion)
+    with pytest.raises(UserError, match="no batch"):
+        Objective(case.model, [], case.criterion)
+
+
+class RandomNet(nn.Module):
+    """Dropout as a function, which eval mode does not switch off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.layer(x), 0.5, training=True)
+
+
+def test_dropout_as_a_function_is_refused_and_as_a_layer_is_off() -> None:
+    case = BY_NAME["mlp_relu"]
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match="not a function of the parameters"):
+        Objective(RandomNet().double(), case.batches, case.criterion)
+    torch.set_rng_state(state)
+    with pytest.raises(UserError, match="not a function of the parameters"):
+        model = nn.Sequential(nn.Linear(4, 3)).double()
+        Objective(
+            model, case.batches, lambda model, batch: F.cross_entropy(model(batch[0] + torch.randn(1)), batch[1])
+        )
+    layer = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double().train()
+    objective = Objective(layer, case.batches, case.criterion)
+    assert torch.equal(objective(objective.center), objective(objective.center))
+
+
+def test_other_mistakes_are_named() -> None:
+    case = BY_NAME["mlp_relu"]
+    with pytest.raises(UserError, match="no parameters"):
+        Objective(nn.ReLU(), case.batches, case.criterion)
+    with pytest.raises(UserError, match="No parameter to vary"):
+        Objective(copy.deepcopy(case.model).requires_grad_(False), case.batches, case.criterion)
+    with pytest.raises(UserError, match="chunk=0"):
+        Objective(case.model, case.batches, case.criterion, chunk=0)
+    with pytest.raises(UserError, match="does not depend on the chosen parameters"):
+        Objective(case.model, case.batches, lambda model, batch: batch[0].mean())
+    objective = Objective(case.model, case.batches, case.criterion)
+    with pytest.raises(UserError, match=r"takes \(83,\)"):
+        objective(torch.zeros(3))
+
+
+def test_the_random_state_is_put_back_when_the_model_draws() -> None:
+    """A model may consume random numbers without depending on them."""
+
+    class Drawing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(3)
+            return super().forward(x)
+
+    case = BY_NAME["mlp_relu"]
+    state = torch.get_rng_state()
+    objective = Objective(Drawing(4, 3).double(), case.batches, case.criterion)
+    after_init = torch.get_rng_state()
+    for call in CALLS.values():
+        call(objective)
+        assert torch.equal(torch.get_rng_state(), after_init)
+    torch.set_rng_state(state)
+
+
+def test_conv_net_statistics_are_not_the_initial_ones() -> None:
+    """Else the tests of the policies above could not tell them apart."""
+    norm = conv_net()[1]
+    assert not torch.equal(norm.running_mean, torch.zeros(4))
+    assert not torch.equal(norm.running_var, torch.ones(4))

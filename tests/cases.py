@@ -63,7 +63,7 @@ class Tied(nn.Module):
 
 
 def conv_net() -> nn.Module:
-    """Convolutions (strided, grouped, with and without bias) with BatchNorm whose statistics are not the initial ones."""
+    """Convolutions (strided, grouped, with and without bias), BatchNorm with statistics that are not 0 and 1."""
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),

@@ -27,6 +27,7 @@ def with_spectrum(values: Tensor, seed: int = 0) -> MatrixOperator:
     return from_matrix((matrix + matrix.T) / 2)
 
 
+CPU = torch.device("cpu")
 SPECTRA = {
     "spread": torch.linspace(-3, 10, 60),
     "negative": -torch.linspace(1, 9, 60).square(),
@@ -169,7 +170,7 @@ class Diverging:
 
     size: int = 10
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     products: int = 0
 
     def __matmul__(self, vector: Tensor) -> Tensor:

@@ -244,6 +244,15 @@ def test_an_unknown_policy_is_refused() -> None:
         Objective(case.model, case.batches, case.criterion, batchnorm="train")
 
 
+def test_batchnorm_without_running_statistics_depends_on_the_batches() -> None:
+    case = BY_NAME["mlp_relu"]
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).double()
+    for policy in ("eval", "recalibrate"):
+        with pytest.raises(UserError, match="keeps none"):
+            Objective(model, case.batches, case.criterion, batchnorm=policy)
+    assert len(Objective(model, case.batches, case.criterion, batchnorm="batch", chunk=1).center) == 21
+
+
 # ---- the caller's model -------------------------------------------------------------------------------------
 
 
@@ -308,7 +317,9 @@ def test_the_callers_model_is_left_as_found(policy: str, call: str) -> None:
     CALLS[call](objective)
     assert same(state_of(model), before)
     assert all(
-        torch.equal(a, b) for one, other in zip(case.batches, inputs, strict=True) for a, b in zip(one, other)
+        torch.equal(a, b)
+        for one, other in zip(case.batches, inputs, strict=True)
+        for a, b in zip(one, other, strict=True)
     )
     # and the private copy answers the same afterwards
     assert torch.equal(
@@ -391,8 +402,8 @@ def test_dropout_as_a_function_is_refused_and_as_a_layer_is_off() -> None:
     with pytest.raises(UserError, match="not a function of the parameters"):
         Objective(RandomNet().double(), case.batches, case.criterion)
     torch.set_rng_state(state)
+    model = nn.Sequential(nn.Linear(4, 3)).double()
     with pytest.raises(UserError, match="not a function of the parameters"):
-        model = nn.Sequential(nn.Linear(4, 3)).double()
         Objective(
             model, case.batches, lambda model, batch: F.cross_entropy(model(batch[0] + torch.randn(1)), batch[1])
         )
@@ -410,7 +421,7 @@ def test_other_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="chunk=0"):
         Objective(case.model, case.batches, case.criterion, chunk=0)
     with pytest.raises(UserError, match="does not depend on the chosen parameters"):
-        Objective(case.model, case.batches, lambda model, batch: batch[0].mean())
+        Objective(case.model, case.batches, lambda _, batch: batch[0].mean())
     objective = Objective(case.model, case.batches, case.criterion)
     with pytest.raises(UserError, match=r"takes \(83,\)"):
         objective(torch.zeros(3))

@@ -160,12 +160,12 @@ def test_attention_can_be_differentiated_twice() -> None:
 def test_what_cannot_be_differentiated_twice_names_the_way_out() -> None:
     class Once(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: object, x: Tensor) -> Tensor:
+        def forward(_: object, x: Tensor) -> Tensor:
             return x.clone()
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: object, g: Tensor) -> Tensor:
+        def backward(_: object, g: Tensor) -> Tensor:
             return g * 1.0
 
     class Model(nn.Module):
@@ -177,7 +177,7 @@ def test_what_cannot_be_differentiated_twice_names_the_way_out() -> None:
             return Once.apply(self.layer(x).tanh())
 
     objective = Objective(Model(), [(torch.randn(4, 3), torch.randn(4, 2))], supervised(F.mse_loss))
-    with pytest.raises(UserError, match="cannot differentiate twice.*params"):
+    with pytest.raises(UserError, match=r"cannot differentiate twice.*params"):
         hessian(objective) @ torch.ones(objective.layout.size)
 
 

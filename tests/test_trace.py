@@ -20,6 +20,8 @@ from lossatlas.landscape.trace import trace
 from lossatlas.tasks.models import resnet18
 from oracles.dense import dense_hessian
 
+CPU = torch.device("cpu")
+
 
 def objective_of(case: Case, **options: object) -> Objective:
     return Objective(case.model, case.batches, case.criterion, **options)
@@ -143,6 +145,27 @@ def test_coupled_samples_are_not_taken_apart() -> None:
     assert abs(found.value - expected) <= 3 * found.stderr
 
 
+class Hooked(nn.Module):
+    """A gradient hook makes autograd take an identity for a square, and the forward graph does not show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.requires_grad:
+            h.register_hook(lambda g: g * h)
+        return self.b(h)
+
+
+def test_without_confirmation_nothing_is_called_exact() -> None:
+    torch.manual_seed(0)
+    found = trace(Objective(Hooked().double(), [data(9, 4)], supervised(F.cross_entropy)), rel=1.0, seed=0)
+    assert found.method == "hutchinson"
+    assert "H and G differ" in found.reason
+
+
 def test_outputs_of_every_token_fall_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3)).double()
@@ -256,6 +279,14 @@ def test_the_ways_agree(name: str) -> None:
         assert found is None
 
 
+def test_batch_statistics_have_no_gradients_of_single_samples() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    objective = Objective(model, [data(5, 4)], supervised(F.cross_entropy), batchnorm="batch")
+    _, *rest = arguments(model, (4,))
+    assert by_modules(objective, *rest) is None
+
+
 def test_samples_first_by_accident_is_found_out() -> None:
     """As many positions as samples: the shapes fit, the numbers do not, and the trace is right all the same."""
     torch.manual_seed(0)
@@ -280,6 +311,24 @@ class UsedOutside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.a(x) + F.linear(x.abs(), self.a.weight) + self.b(x)
+
+
+class UsedOutsideSometimes(UsedOutside):
+    """The other use works on a sample in the middle only, where two samples at the ends would not tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + F.linear(x * (x[:, :1] == 1), self.a.weight) + self.b(x)
+
+
+def test_a_second_use_that_shows_on_few_samples_is_known_from_the_graph() -> None:
+    torch.manual_seed(0)
+    model = UsedOutsideSometimes().double()
+    x, y = data(5, 4)
+    x[2, 0] = 1.0
+    expected = dense_hessian(model, [(x, y)], supervised(F.cross_entropy)).trace().item()
+    found = trace(Objective(model, [(x, y)], supervised(F.cross_entropy), chunk=100), seed=0)
+    assert found.method == "exact-ggn"
+    assert math.isclose(found.value, expected, rel_tol=1e-10)
 
 
 @pytest.mark.parametrize(("make", "shape"), [*SLOW.values(), (UsedOutside, (4,))], ids=[*SLOW, "used outside"])
@@ -332,7 +381,7 @@ def test_output_hessians_of_known_losses() -> None:
         lambda f, batch: (f - batch).square().sum((1, 2)), x.view(4, 3, 1), x.view(4, 3, 1) + 1
     )
     torch.testing.assert_close(squares, 2 * torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
-    linear = output_hessians(lambda f, batch: f.sum(1), x, y)
+    linear = output_hessians(lambda f, _: f.sum(1), x, y)
     assert torch.equal(linear, torch.zeros(4, 3, 3, dtype=torch.float64))
 
 
@@ -360,7 +409,7 @@ def test_hutchinsons_standard_error_is_calibrated() -> None:
 
 
 def test_the_spread_is_the_known_variance() -> None:
-    """Var v'Av = 2 sum_{i != j} a_ij^2 for random signs; 2,000 probes know a std to 1.6% (here 5%: three of these)."""
+    """Var v'Av = 2 sum_{i != j} a_ij^2 for random signs; 2,000 probes know a std to 1.6%; 5% is three of these."""
     matrix = random_matrix()
     estimate = hutchinson(from_matrix(matrix), rel=1e-12, floor=0.0, max_matvecs=2000, seed=0)
     variance = 2 * (matrix.square().sum() - matrix.diagonal().square().sum()).item()
@@ -392,7 +441,7 @@ def test_stops_at_the_relative_target_or_at_the_floor() -> None:
 class Broken:
     size: int = 4
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return vectors * math.inf
@@ -411,7 +460,7 @@ def test_a_product_that_is_not_finite_ends_the_search() -> None:
     "options", [{"rel": 0.0, "floor": 0.0}, {"rel": -1.0}, {"floor": -1.0}, {"min_probes": 1}, {"max_matvecs": 15}]
 )
 def test_impossible_budgets_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="do not fit|set no target"):
+    with pytest.raises(UserError, match=r"do not fit|set no target"):
         hutchinson(from_matrix(torch.eye(3)), seed=0, **options)
-    with pytest.raises(UserError, match="do not fit|set no target"):
+    with pytest.raises(UserError, match=r"do not fit|set no target"):
         trace(objective_of(BY_NAME["mlp_relu"]), seed=0, **options)

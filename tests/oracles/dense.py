@@ -1,4 +1,4 @@
-"""The mean loss of a model as a function of a flat vector, written again without the package; its dense derivatives."""
+"""The mean loss of a model as a function of a flat vector, and its dense derivatives, without the package."""
 
 import copy
 import warnings

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Source = Annotated[
-    Path, typer.Argument(help="A run folder, a results.nc, or the published archive or folder.", metavar="SOURCE")
+    Path,
+    typer.Argument(
+        help="A run folder, a results.nc, or the published archive or folder.",
+        metavar="SOURCE",
+        readable=False,  # whoever opens it says what is wrong
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

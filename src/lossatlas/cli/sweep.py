@@ -83,7 +83,7 @@ def run(
 
 @guarded
 def status(
-    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="DIR", readable=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """How far a run is: steps done, models diverged, steps failed."""

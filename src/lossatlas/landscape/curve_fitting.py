@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossatlas.errors import UserError
-from lossatlas.landscape import batches as split
 from lossatlas.landscape import paths
+from lossatlas.landscape.descent import epoch_mean, has_batchnorm, own_randomness
 from lossatlas.landscape.objective import Batch, Criterion, LossFn, ModelCall
 from lossatlas.landscape.parameters import Layout, layout_of
 
@@ -88,7 +87,7 @@ def fit(
     draws = torch.Generator().manual_seed(seed)
     descent = _Descent(private, layout, points, kind, loss, momentum, l2, draws)
     losses: list[float] = []
-    with torch.enable_grad(), _own_randomness(place, draws):
+    with torch.enable_grad(), own_randomness(place, draws):
         for epoch in range(epochs):
             losses.append(descent.epoch(batches(epoch), learning_rate(lr, epoch, epochs)))
             if progress is not None:
@@ -114,28 +113,19 @@ class _Descent:
         draws: torch.Generator,
     ) -> None:
         self._call = ModelCall(model).train()
-        self._has_norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        self._has_norms = has_batchnorm(model)
         self._layout, self._points, self._kind, self._loss = layout, points, kind, loss
         self._momentum, self._l2, self._draws = momentum, l2, draws
         self._velocity = torch.zeros_like(points[1:-1])
 
     def epoch(self, batches: Iterable[Batch], rate: float) -> float:
         """One pass; the mean loss over its samples."""
-        total = torch.zeros((), dtype=torch.float64, device=self._points.device)
-        count = 0
-        for batch in batches:
-            samples = split.count(batch)
-            if samples == 1 and self._has_norms:
-                continue
-            # The sum stays on the device: a number asked for at every batch would make it wait.
-            total += self._step(split.move(batch, self._points.dtype, self._points.device), rate) * samples
-            count += samples
-        if not count:
-            raise UserError(
-                "batches(epoch) yields no batch to fit the curve with (one of a single sample cannot be used by "
-                "BatchNorm layers). Give a function that returns batches anew for every epoch."
-            )
-        return total.item() / count
+        return epoch_mean(
+            batches,
+            lambda batch: self._step(batch, rate),
+            like=self._points,
+            skip_single=self._has_norms,
+        )
 
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One step at a random t; the mean loss of the batch, detached, in float64."""
@@ -198,17 +188,3 @@ def _check(
         problems.append(f"start={start!r} must be 'midpoint' or a tensor ({bends}, {layout.size})")
     if problems:
         raise UserError("No curve can be fitted: " + "; ".join(problems) + ".")
-
-
-@contextmanager
-def _own_randomness(device: torch.device, draws: torch.Generator) -> Iterator[None]:
-    """Seed torch's global generators (Dropout) from `draws`, and put them back afterwards."""
-    seed = int(torch.randint(2**62, (), generator=draws))
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # torch.manual_seed would also reseed accelerators whose state is not put back.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

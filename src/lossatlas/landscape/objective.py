@@ -1,7 +1,8 @@
 """A loss over a data set as a function of the parameters.
 
-An `Objective` owns a private copy of the model, so the caller's model (weights, buffers, gradients, modes) is never
-touched, and it puts the random state back. Sums run over samples, not batches, so a ragged last batch is exact.
+An `Objective` owns a private copy of the model, so the caller's model (weights, buffers, gradients, modes) is
+never touched, and it puts the random state back. Sums run over samples, not batches, so a ragged last batch is
+exact.
 """
 
 from __future__ import annotations
@@ -103,6 +104,11 @@ class Objective:
         self._loss = loss
         self._call = ModelCall(copy.deepcopy(model).to(dtype=self.dtype, device=self.device))
         self._norms = [m for m in self._call.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if batchnorm != "batch" and any(norm.running_mean is None for norm in self._norms):
+            raise UserError(
+                f"batchnorm={batchnorm!r} needs running statistics, and a BatchNorm layer keeps none "
+                "(track_running_stats=False). Give batchnorm='batch', which uses those of each batch."
+            )
         self._call.eval()
         for norm in self._norms:
             norm.train(batchnorm == "batch")
@@ -119,7 +125,7 @@ class Objective:
 
     @property
     def model(self) -> nn.Module:
-        """The private copy of the model, for hooks and for its tensors that theta does not hold; not to be changed."""
+        """The private copy of the model, for hooks and the tensors that theta lacks; not to be changed."""
         return self._call.model
 
     def batches(self) -> Iterator[Batch]:

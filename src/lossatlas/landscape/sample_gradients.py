@@ -125,7 +125,6 @@ class _LayerCall:
     input: Tensor
     edge: GradientEdge
     parameters: frozenset[str]  # of "weight", "bias"
-    version: int  # of the input, which an in-place operation would change
     statistics: tuple[Tensor, Tensor]  # mean and variance that a BatchNorm used; empty for other layers
 
     def squared_norms(self, gradient: Tensor) -> Tensor:
@@ -208,13 +207,13 @@ def _is_known(module: nn.Module) -> bool:
 def _recorded(
     objective: Objective, leaves: Tensors, buffers: Tensors, batch: Batch, owners: dict[nn.Module, frozenset[str]]
 ) -> tuple[Tensor, list[_LayerCall] | None]:
-    """The outputs, and one record a layer; None where one is not called exactly once or its input has changed."""
+    """The outputs, and one record a layer; None where one is not called exactly once."""
     calls: list[_LayerCall] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach()
         used = (getattr(module, "running_mean", x.new_empty(0)), getattr(module, "running_var", x.new_empty(0)))
-        calls.append(_LayerCall(module, x, get_gradient_edge(output), owners[module], x._version, used))
+        calls.append(_LayerCall(module, x, get_gradient_edge(output), owners[module], used))
 
     hooks = [module.register_forward_hook(record) for module in owners]
     try:
@@ -223,5 +222,4 @@ def _recorded(
         for hook in hooks:
             hook.remove()
     once = len(calls) == len(owners) == len({call.module for call in calls})
-    intact = all(call.input._version == call.version for call in calls)
-    return outputs, calls if once and intact else None
+    return outputs, calls if once else None

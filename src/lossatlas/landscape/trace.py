@@ -42,7 +42,7 @@ def trace(
     then `linearity.confirm`): tr H = tr GGN = (1/m) sum_x sum_j lambda_j ||J_x' v_j||^2 with the eigenpairs of
     A_x, the Hessian of the sample's loss in its C outputs; for cross entropy the same as sum_c p_c ||grad log
     p_c||^2, in C - 1 terms. Cost: two forward passes and rank(A) backward passes, which with 10 classes take 10
-    gradient evaluations for a ResNet18 and 2 to 3 for an MLP; the confirmation takes some 3 of them (at 100
+    gradient evaluations for a ResNet18 and 2 to 3 for an MLP; the checks before it take 3 to 5 of them (at 100
     images).
 
     "hutchinson", elsewhere: see there for `rel`, `floor` and the budgets. From C = 100 on it is tried first,

@@ -57,7 +57,7 @@ def collect(
             target |= {**record.values, "status": min(target.get("status", "ok"), record.status, key=_severity)}
             if record.status != "ok":
                 reasons[group, place][record.reason].append(step.name)
-            if step.name == "connectivity":
+            if step.name == "connectivity" and record.values:
                 groups["curves"][place] = record.values
             if step.name == "train":
                 groups["history"][place] = record.values
@@ -79,7 +79,8 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
     quantities = _quantities(spec)
     seeds: dict[str, Sequence[Any]] = {"seed": list(spec.seeds)}
     pair_seeds = {**seeds, "seed_b": list(spec.seeds)}
-    ranks: dict[str, Sequence[Any]] = {"rank": _counted(groups["models"], "hessian_eigs")}
+    largest = _counted(groups["models"], "hessian_eigs")
+    ranks: dict[str, Sequence[Any]] = {"rank": largest} if largest else {}
     ts = {"t": _ts(groups["curves"])}
     epochs = {"epoch": list(range(1, spec.train.epochs + 1))}
     datasets = {

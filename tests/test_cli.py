@@ -1,0 +1,293 @@
+"""The command: every mistake ends with one paragraph and exit code 2, and what need not be loaded is not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import command
+from command import TINY, Finished
+from lossatlas import presets, results
+
+ROOT = os.geteuid() == 0
+
+
+def assert_refused(done: Finished, *words: str) -> None:
+    """One paragraph on standard error that names what is wrong; nothing on standard output."""
+    assert done.code == 2, done
+    assert done.out == ""
+    assert done.err.startswith("Error: ")
+    assert "Traceback" not in done.err
+    assert "\n\n" not in done.err.strip()
+    for word in words:
+        assert word in done.err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run without measures, which is enough to look at; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    spec = folder / "spec.toml"
+    text = TINY.read_text()
+    spec.write_text(text[: text.index("[measures]")])
+    done = command.run(folder, "run", spec, "--out", "run", "--set", "train.epochs=1")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.epoch=3", ["train.epoch: unknown key", "Did you mean epochs?"]),
+        ("train.optimizer.momentun=0.5", ["train.optimizer.momentun", "Did you mean momentum?"]),
+        ('train.epochs="many"', ["train.epochs", '"many" was given', "integer"]),
+        ("train.epochs=-1", ["train.epochs", "-1 was given", "greater than or equal to 1"]),
+        ("train.epochs=0", ["train.epochs", "0 was given"]),
+        ("seeds=[]", ["seeds", "at least one"]),
+        ("load.width=[]", ["load.width", "empty"]),
+        ("load.width=[2.5]", ["load.width", "2.5 was given", "integers"]),
+        ("task.model.name=resnet", ["task.model.name", "'resnet' does not exist", "Did you mean resnet18?"]),
+        ("task.data.name=mnist", ["task.data.name", "digits, cifar10"]),
+        ("task.data.n_train=99999", ["n_train", "99999 was given", "at most 1437"]),
+        ("temperature.batch_size=[16,999]", ["batch_size", "999 was given", "at most 200"]),
+        ("task.model.name=nowhere:model", ["nowhere", "cannot be imported"]),
+        ("task.model.name=math:nothing", ["math", "no function nothing"]),
+        ("task.model.name=math:sqrt", ["model 'math:sqrt'", "raised"]),
+        ("task.loss=builtins:dict", ["builtins:dict", "must return a lossatlas Criterion"]),
+        ("task.data.name=builtins:dict", ["builtins:dict", "must return a lossatlas RawData or four arrays"]),
+        ("task.data.path=/tmp", ["digits", "task.data.path"]),
+    ],
+)
+def test_a_wrong_spec_is_refused(assignment: str, words: list[str], tmp_path: Path) -> None:
+    assert_refused(command.run(tmp_path, "run", TINY, "--set", assignment), *words)
+    assert not list((tmp_path / "runs").rglob("result.json"))
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    wrong = ["train.epochs=-1", "bogus=1", "load.width=[0]", "measures.cka.images='x'", "task.model.depht=2"]
+    settings = [part for assignment in wrong for part in ("--set", assignment)]
+    refused = command.run(tmp_path, "plan", TINY, *settings)
+    assert_refused(refused, "5 problems", *(w.split("=")[0] for w in wrong), "Did you mean depth?")
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "=3", ""])
+def test_a_wrong_assignment_is_refused(assignment: str, tmp_path: Path) -> None:
+    assert_refused(command.run(tmp_path, "run", TINY, "--set", assignment), "--set", "key=value")
+
+
+def test_wrong_files_are_refused(tmp_path: Path, finished: Path) -> None:
+    def refused(*arguments: object) -> str:
+        done = command.run(tmp_path, *arguments)
+        assert_refused(done)
+        return done.err
+
+    (tmp_path / "binary.toml").write_bytes(bytes(range(256)))
+    (tmp_path / "syntax.toml").write_text("name = \n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    assert "neither a file, nor a folder, nor a preset" in refused("run", "nothing.toml")
+    assert "digits" in refused("plan", "nothing.toml")
+    assert "cannot be read" in refused("run", "binary.toml")
+    assert "not valid TOML" in refused("run", "syntax.toml")
+    assert "line 1" in refused("run", "syntax.toml")
+    assert "holds no spec.json" in refused("run", "empty")
+    assert "holds no run" in refused("run", TINY, "--out", "full")
+    assert "no run folder" in refused("status", "empty")
+    assert "no run folder" in refused("status", "nowhere")
+    assert "is a file" in refused("run", TINY, "--out", tmp_path / "syntax.toml" / "deeper")
+    for call in (["phases", "empty"], ["figures", "empty", "--out", "f"]):
+        assert "holds no results" in refused(*call)
+    assert "does not exist" in refused("phases", "nowhere.nc")
+    assert "0 < " not in refused("run", TINY, "--scale", "0")
+    assert "allowed are numbers above 0 up to 1" in refused("run", TINY, "--scale", "2")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000, -100])
+def test_damaged_results_are_refused(keep: int, finished: Path, tmp_path: Path) -> None:
+    content = (finished / "results.nc").read_bytes()
+    (tmp_path / "results.nc").write_bytes(content[:keep])
+    for call in (["phases", "results.nc"], ["figures", "results.nc", "--out", "f"], ["phases", "."]):
+        assert_refused(command.run(tmp_path, *call), "results.nc", "damaged")
+
+
+def test_results_of_another_version_are_refused(finished: Path, tmp_path: Path) -> None:
+    tree = xr.load_datatree(finished / "results.nc", engine="h5netcdf")
+    tree.attrs["schema_version"] = 99
+    results.save(tree, tmp_path / "results.nc")
+    assert_refused(command.run(tmp_path, "phases", "results.nc"), "schema version 99", "reads version 1")
+
+
+def test_damaged_archives_and_run_folders_are_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
+    assert_refused(command.run(tmp_path, "phases", "results.tar.gz"), "results.tar.gz")
+    for name, text, calls in (
+        ("spec.json", "{", [["run", "copy"], ["plan", "copy"]]),
+        ("spec.json", "[]", [["run", "copy"]]),
+        ("spec.json", '{"name": "x"}', [["run", "copy"]]),
+        ("plan.json", "{", [["status", "copy"], ["run", "copy"]]),
+        ("plan.json", '{"cells": [{"steps": [["a"]]}]}', [["status", "copy"]]),
+    ):
+        shutil.copytree(finished, tmp_path / "copy")
+        (tmp_path / "copy" / name).write_text(text)
+        for call in calls:
+            assert_refused(command.run(tmp_path, *call), name)
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    for call in (
+        ["run", TINY, "--out", "closed/run"],
+        ["run", TINY, "--out", "run", "--store", "closed/store"],
+        ["figures", finished, "--out", "closed/figures"],
+        ["phases", finished, "--out", "closed/phases.csv"],
+    ):
+        assert_refused(command.run(tmp_path, *call, obeys=True), "closed", "permission denied")
+
+
+def test_files_that_may_not_be_read_are_refused(finished: Path, tmp_path: Path) -> None:
+    for name, source in (("tiny.toml", TINY), ("results.nc", finished / "results.nc")):
+        shutil.copy(source, tmp_path / name)
+        (tmp_path / name).chmod(0)
+    (tmp_path / "closed").mkdir(mode=0)
+    shutil.copytree(finished, tmp_path / "copy")
+    next((tmp_path / "copy" / "store").rglob("result.json")).chmod(0)
+    for call in (
+        ["run", "tiny.toml"],
+        ["phases", "results.nc"],
+        ["phases", "."],
+        ["status", "closed/run"],
+        ["run", "copy"],
+    ):
+        assert_refused(command.run(tmp_path, *call, obeys=True), "ermission denied")
+    assert not (tmp_path / "copy" / "store" / "damaged").exists()  # it is not damaged
+
+
+@pytest.mark.parametrize("size", [64, 400])  # kB: full before the first step, and in the midst of the run
+def test_a_full_disk_is_told(size: int, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+    if not ROOT or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        full = command.run(tmp_path, "run", TINY, "--out", disk / "run")
+        assert full.code == 2, full
+        assert "Traceback" not in full.err
+        assert "the disk is full" in full.err
+        assert "What was finished before is kept" in full.err
+        assert not list(disk.rglob(".tmp-*"))
+        done = command.steps_done(disk / "run" / "store")
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        after = command.run(tmp_path, "run", TINY, "--out", disk / "run")  # with more space it goes on
+        assert after.code == 0, after.err
+        assert done.items() <= command.steps_done(disk / "run" / "store").items()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", "", "cpu:x"])
+def test_an_unknown_device_is_refused(device: str, tmp_path: Path) -> None:
+    assert_refused(command.run(tmp_path, "run", TINY, "--device", device), "--device", repr(device))
+
+
+@pytest.mark.parametrize("call", [["rnu"], ["run"], ["run", "a", "--bogus"], ["status"], ["figures", "a"]])
+def test_a_wrong_call_is_refused(call: list[str], tmp_path: Path) -> None:
+    done = command.run(tmp_path, *call)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    assert "--help" in done.err
+
+
+@pytest.mark.parametrize("setting", ["sharpness=3", "cka", "cka=much"])
+def test_an_unknown_threshold_is_refused(setting: str, finished: Path, tmp_path: Path) -> None:
+    assert_refused(command.run(tmp_path, "phases", finished, "--set", setting), "--set", setting)
+
+
+def test_unknown_limits_are_refused(finished: Path, tmp_path: Path) -> None:
+    done = command.run(tmp_path, "figures", finished, "--out", "f", "--limits", "mine")
+    assert_refused(done, "--limits", "data and published")
+
+
+def test_phases_prints_and_writes_a_table(finished: Path, tmp_path: Path) -> None:
+    done = command.run(tmp_path, "phases", finished, "--out", "phases.csv", "--set", "train_loss=0.5")
+    assert done.code == 0, done.err
+    header, *rows = [line.split("\t") for line in done.out.splitlines()]
+    assert header == ["width", "batch_size", "phase", "margin", "probability", "status", "reason"]
+    assert [row[:2] for row in rows] == [["2", "16"], ["2", "64"], ["4", "16"], ["4", "64"]]
+    assert (tmp_path / "phases.csv").read_text().splitlines()[0] == ",".join(header[:5])
+    assert '"train_loss": 0.5' in done.err
+
+
+def test_plan_runs_nothing(tmp_path: Path) -> None:
+    done = command.run(tmp_path, "plan", TINY, "--scale", "0.5")
+    assert done.code == 0, done.err
+    plan = dict(line.split("\t") for line in done.out.splitlines())
+    assert plan["models"] == "8"  # two values an axis and two seeds stay
+    assert plan["epochs"] == "16"
+    assert plan["load axis"] == "width: 2 4"
+    assert "8 train, 8 evaluation, 8 hessian, 4 curve" in plan["steps"]
+    assert plan["time"].startswith("about ")
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_presets_are_listed(tmp_path: Path) -> None:
+    done = command.run(tmp_path, "presets")
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert [row[0] for row in rows] == ["name", *presets.names()]
+    fig3 = dict(zip(rows[0], next(row for row in rows if row[0] == "yang2021/fig3"), strict=True))
+    assert fig3["models"] == "1050"
+    assert fig3["axes"] == "14 width x 15 batch_size"
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    done = command.run(tmp_path, "--version")
+    assert (done.code, done.out.strip().count(".")) == (0, 2)
+
+
+def test_a_model_of_ones_own_is_found_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n"
+        "def linear(width, classes, input_shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, classes))\n"
+    )
+    done = command.run(tmp_path, "plan", TINY, "--set", "task.model.name=my_model:linear")
+    assert done.code == 0, done.err
+    broken = command.run(tmp_path, "plan", TINY, "--set", 'task.model={name="my_model:linear",colour=3}')
+    assert_refused(broken, "my_model:linear", "colour")
+
+
+CALLS = [
+    ["--help"],
+    ["run", "--help"],
+    ["presets"],
+    ["status", "RUN"],
+    ["phases", "RUN"],
+    ["figures", "RUN", "--out", "OUT"],
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=[call[0] for call in CALLS])
+def test_what_reads_files_only_loads_no_torch(call: list[str], finished: Path, tmp_path: Path) -> None:
+    names = {"RUN": str(finished), "OUT": str(tmp_path / "figures")}
+    arguments = [names.get(part, part) for part in call]
+    program = (
+        "import sys\n"
+        "from lossatlas.cli import main\n"
+        f"sys.argv = ['lossatlas', *{arguments!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code in (0, None), end.code\n"
+        "print('loaded:', [name for name in ('torch', 'sklearn', 'scipy.stats') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "loaded: []"

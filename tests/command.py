@@ -61,10 +61,8 @@ def run(folder: Path, *arguments: object, **options: Any) -> Finished:
 
 def steps_done(store: Path) -> dict[str, int]:
     """Every finished step of a store, with the time of its folder: a step that is done again changes it."""
-    return {
-        f"{f.parent.parent.parent.name}/{f.parent.name}": f.stat().st_mtime_ns
-        for f in store.glob("*/??/*/result.json")
-    }
+    found = store.glob("*/??/*/result.json")
+    return {f"{file.parent.parent.parent.name}/{file.parent.name}": file.stat().st_mtime_ns for file in found}
 
 
 def edited(folder: Path, name: str = "spec.toml", **replacements: str) -> Path:

@@ -103,11 +103,12 @@ def test_killed_at_ten_moments_a_run_gives_the_same_values(undisturbed: Path, tm
     kills, counts = 0, []
     while kills < 10:
         running = Running(tmp_path, ["run", TINY, "--out", out], cwd=tmp_path)
-        if kills % 3 == 0:  # anywhere from the first file on; else in the midst of the steps
+        if kills % 3 == 0:  # soon after the first file; else in the midst of the steps
             running.wait_for(out.exists)
+            time.sleep(moments.uniform(0, 0.03))
         else:
             running.wait_for(lambda r=running: "steps to do" in r.err)
-        time.sleep(moments.uniform(0, 0.25))
+            time.sleep(moments.uniform(0, 0.25))
         running.process.kill()
         running.process.join()
         kills += 1

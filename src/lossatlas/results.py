@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 import xarray as xr
 
@@ -149,9 +150,11 @@ def load(path: Path) -> xr.DataTree:
     if not path.is_file():
         raise FileError(f"{path} does not exist or is no file. Give a results.nc that `lossatlas run` wrote.")
     try:
+        with h5py.File(path) as probed:
+            dict(probed.attrs)  # a NetCDF file that fails half-open would complain once more when it is forgotten
         with xr.open_datatree(path, engine="h5netcdf") as opened:
             results = opened.load()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the libraries raise all sorts of things on damaged files
         raise FileError(
             f"{path} cannot be read as a results file ({error}). It is damaged, or was not written by lossatlas; "
             "`lossatlas run` on its folder writes it again."

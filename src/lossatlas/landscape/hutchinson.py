@@ -26,10 +26,10 @@ class TraceEstimate:
     value: float
     stderr: float
     data_stderr: float
-    method: Literal["exact-ggn", "hutchinson"]
+    method: Literal["exact-ggn", "ggn-hutchinson", "hutchinson"]
     converged: bool
     matvecs: int  # products with the operator: probes
-    passes: int  # backward passes over the data (exact-ggn)
+    passes: int  # backward passes over the data, for the trace of the GGN
     rel: float
     floor: float
     seed: int
@@ -43,13 +43,14 @@ def hutchinson(
     max_matvecs: int = 200,
     min_probes: int = 16,
     floor: float = 1e-3,
+    known: float = 0.0,
     seed: int,
 ) -> TraceEstimate:
     """The mean of v' A v over random signs v (Rademacher) [Hutchinson 1990], with the standard error of that mean.
 
-    Its variance is 2 sum_{i != j} A_ij^2 a probe. Stops when stderr <= max(rel |mean|, floor), not before
-    `min_probes` probes since few of them misjudge their own spread, or after `max_matvecs`. Raises UserError
-    for impossible budgets.
+    Its variance is 2 sum_{i != j} A_ij^2 a probe. `known` is added: the trace of a part that A lacks. Stops when
+    stderr <= max(rel |value|, floor), not before `min_probes` probes since few of them misjudge their own spread,
+    or after `max_matvecs`. Raises UserError for impossible budgets.
     """
     check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
     stream = _quadratic_forms(op, max_matvecs, seed)
@@ -58,7 +59,7 @@ def hutchinson(
         while len(forms) < min_probes:
             forms += next(stream)
         values = torch.tensor(forms, dtype=torch.float64)
-        mean, stderr = values.mean().item(), (values.std() / math.sqrt(len(forms))).item()
+        mean, stderr = known + values.mean().item(), (values.std() / math.sqrt(len(forms))).item()
         converged = stderr <= max(rel * abs(mean), floor)
         finite = math.isfinite(mean)
         if converged or not finite or len(forms) == max_matvecs:

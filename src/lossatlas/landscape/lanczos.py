@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.krylov import Krylov
 from lossatlas.landscape.operators import SymmetricOperator
 
 Which = Literal["largest", "smallest", "both"]
-
-BLOCK = 1 << 16  # coordinates a partial dot product runs over in the operator's type before float64 takes over
-BREAKDOWN_EPS = 32  # a next direction shorter than this many eps of the spectrum's size is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +64,19 @@ def eigenpairs(
     wanted = 2 * k if which == "both" else k
     _check(op.size, k, wanted, which, max_matvecs, max_basis)
     capacity = min(op.size, max_matvecs, max_basis or op.size)
-    space = _Space(op, capacity, seed)
+    generator, exhausted = torch.Generator().manual_seed(seed), 0  # invariant subspaces found
+    space = Krylov(op, capacity, _direction(op.size, generator))
     reason = f"not converged to tol={tol:g} within max_matvecs={max_matvecs} products"
     for _ in range(max_matvecs):
         if not space.grow():
             return _failed(op, wanted, space.matvecs, which, tol, seed)
-        values, vectors = torch.linalg.eigh(space.projected[: space.m, : space.m])
-        residuals = space.beta * vectors[-1].abs()
+        values, vectors, residuals = space.ritz()
         chosen = _ranking(space.m, which)[:wanted]
         small = residuals[chosen] <= tol * values.abs().max()
-        searched = space.exhausted == 0 or space.exhausted >= k
+        if space.is_exhausted and space.m < op.size:
+            exhausted += 1
+            space.start(_direction(op.size, generator))
+        searched = exhausted == 0 or exhausted >= k
         if space.m >= wanted and ((bool(small.all()) and searched) or space.m == op.size):
             reason = ""
             break
@@ -101,87 +102,8 @@ def eigenpairs(
     )
 
 
-class _Space:
-    """An orthonormal basis Q (m, n) with T = Q A Q', grown so that A Q' = Q' T + beta q e_m' all along.
-
-    T is filled by the coefficients of the orthogonalisation rather than by its two diagonals, so the relation
-    survives a restart: the coupling of the kept vectors to the next one comes out of the same products.
-    """
-
-    def __init__(self, op: SymmetricOperator, capacity: int, seed: int) -> None:
-        self._op = op
-        self._generator = torch.Generator().manual_seed(seed)
-        self.basis = torch.empty(capacity + 1, op.size, dtype=op.dtype, device=op.device)  # Q and the next q
-        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)  # T
-        self.m = 0
-        self.beta = 0.0
-        self.matvecs = 0
-        self.exhausted = 0  # invariant subspaces found
-        self._start()
-
-    def grow(self) -> bool:
-        """Take the next direction into the basis, at the cost of one product; False where that is not finite."""
-        image = self._op @ self.basis[self.m]
-        self.matvecs += 1
-        if not bool(image.isfinite().all()):
-            return False
-        self.m += 1
-        coefficients, rest = _orthogonalised(image, self.basis[: self.m])
-        self.projected[: self.m, self.m - 1] = self.projected[self.m - 1, : self.m] = coefficients
-        self.beta = _norm(rest)
-        size = self.projected[: self.m, : self.m].abs().max().item()
-        if self.m == self._op.size:
-            return True
-        if self.beta <= BREAKDOWN_EPS * torch.finfo(self._op.dtype).eps * size:
-            self.exhausted += 1
-            self._start()
-        else:
-            self.basis[self.m] = rest / self.beta
-        return True
-
-    def compress(self, values: Tensor, vectors: Tensor) -> None:
-        """Thick restart: keep the Ritz vectors of `vectors` (m, p) as the basis, and the next direction."""
-        kept = len(values)
-        rotation = vectors.T.to(self.basis)  # (p, m)
-        for start in range(0, self._op.size, BLOCK):  # in blocks, so that no second basis is needed
-            self.basis[:kept, start : start + BLOCK] = rotation @ self.basis[: self.m, start : start + BLOCK]
-        self.basis[kept] = self.basis[self.m]
-        self.projected.zero_()
-        self.projected[:kept, :kept] = torch.diag(values)
-        self.m = kept
-
-    def combine(self, vectors: Tensor) -> Tensor:
-        """(n, p): the unit vectors with coefficients `vectors` (m, p) in the basis, their signs fixed."""
-        found = self.basis[: self.m].T @ vectors.to(self.basis)
-        largest = found.gather(0, found.abs().argmax(0, keepdim=True))
-        unit: Tensor = found / (torch.linalg.vector_norm(found, dim=0) * torch.where(largest < 0, -1.0, 1.0))
-        return unit
-
-    def _start(self) -> None:
-        """A random direction, orthogonal to the basis, as the next one."""
-        draw = torch.randn(self._op.size, generator=self._generator, dtype=torch.float64)
-        start = (draw / draw.norm()).to(self.basis)
-        _, start = _orthogonalised(start, self.basis[: self.m])
-        self.basis[self.m] = start / _norm(start)
-
-
-def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
-
-    Two passes leave rounding only ["twice is enough": Parlett 1998, section 6.9].
-    """
-    total = torch.zeros(len(basis), dtype=torch.float64)
-    for _ in range(2):
-        part = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
-        for start in range(0, vector.numel(), BLOCK):
-            part += (basis[:, start : start + BLOCK] @ vector[start : start + BLOCK]).double()
-        vector = vector - basis.T @ part.to(basis.dtype)
-        total += part.cpu()
-    return total, vector
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+def _direction(n: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(n, generator=generator, dtype=torch.float64)
 
 
 def _ranking(m: int, which: Which) -> list[int]:

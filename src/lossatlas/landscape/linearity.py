@@ -34,7 +34,7 @@ class Linearity:
 
     holds: bool
     reason: str = ""  # empty where it holds
-    used_once: Names = NOTHING  # parameters that at most one operation takes
+    used_once: Names = NOTHING  # parameters that at most one operation takes; none where it cannot be traced
 
 
 class _Broken(Exception):
@@ -60,24 +60,31 @@ def piecewise_affine(objective: Objective, theta: Tensor | None = None) -> Linea
         return Linearity(
             False, f"the model cannot be traced: {str(error).splitlines()[0] if str(error) else error!r}"
         )
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    once = frozenset(name for name, node in zip(names, placeholders, strict=False) if len(node.users) <= 1)
     try:
         _follow(graph, names)
     except _Broken as broken:
-        return Linearity(False, str(broken))
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    once = {name for name, node in zip(names, placeholders, strict=False) if len(node.users) <= 1}
-    return Linearity(True, used_once=frozenset(once))
+        return Linearity(False, str(broken), once)
+    return Linearity(True, used_once=once)
 
 
 def confirm(
-    objective: Objective, theta: Tensor | None = None, *, coordinates: int = 32, samples: int = 8, seed: int
+    objective: Objective,
+    theta: Tensor | None = None,
+    *,
+    affine: bool = True,
+    coordinates: int = 32,
+    samples: int = 8,
+    seed: int,
 ) -> Linearity:
     """Check e_i' H e_i = e_i' G e_i at random coordinates i on the first samples, in float64.
 
-    The coordinates are drawn evenly over the parameter tensors. They must agree to 1e-6 of the larger, the
-    rounding of some hundred operations with room, plus 1e-12 ||J e_i||^2 max(1, |A|): A is known only to an
-    absolute eps where the loss saturates. A network that is curved in a weight errs by its whole second
-    derivative.
+    With `affine` False, that e_i' H e_i = e_i' (G + R) e_i, R = sum_c (dl/df_c) d2 f_c: which holds for every
+    network whose samples have losses and outputs of their own. The coordinates are drawn evenly over the
+    parameter tensors. The sides must agree to 1e-6 of the largest term, the rounding of some hundred operations
+    with room, plus 1e-12 ||J e_i||^2 max(1, |A|): A is known only to an absolute eps where the loss saturates. A
+    network that is curved in a weight errs by its whole second derivative.
     """
     criterion = objective.criterion
     if criterion is None:
@@ -91,7 +98,8 @@ def confirm(
             outputs = objective.predict({**frozen, **tensors}, buffers, batch)
             loss = criterion.loss(outputs, batch).sum()
             curvature = output_hessians(criterion.loss, outputs.detach(), batch)  # A (n, C, C)
-            disagreement = _disagreement(tensors, outputs, loss, curvature, _draw(tensors, coordinates, seed))
+            drawn = _draw(tensors, coordinates, seed)
+            disagreement = _disagreement(tensors, outputs, loss, curvature, drawn, affine=affine)
         except (
             RuntimeError,
             ValueError,
@@ -106,22 +114,30 @@ def _disagreement(
     loss: Tensor,
     curvature: Tensor,
     drawn: Sequence[tuple[str, int]],
+    *,
+    affine: bool,
 ) -> str:
-    """What says that H and G differ on the diagonal; empty when they agree at all drawn coordinates."""
+    """What says that the diagonals of H and of G (+ R) differ; empty when they agree at all drawn coordinates."""
     leaves = list(tensors.values())
+    (slope,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True)
     gradients = dict(zip(tensors, _derivatives(loss, leaves), strict=True))
-    cotangent = torch.zeros_like(outputs, requires_grad=True)
-    pulled = dict(zip(tensors, _derivatives((outputs * cotangent).sum(), leaves), strict=True))  # J' u
+    cotangent = slope.detach().requires_grad_()  # u; J'u is linear in it, and its derivative in theta is R
+    pulled = dict(zip(tensors, _derivatives((outputs * cotangent).sum(), leaves), strict=True))
     for name, index in drawn:
         exact = _entry(gradients[name], tensors[name], index).reshape(-1)[index]
         column = _entry(pulled[name], cotangent, index).reshape(len(outputs), -1)  # J e_i (n, C)
         gauss_newton = torch.einsum("nc,ncd,nd->", column, curvature, column)
+        rest = exact.new_zeros(())
+        if not affine:
+            rest = _entry(pulled[name], tensors[name], index).reshape(-1)[index]
         scale = max(1.0, curvature.abs().max().item())
-        tolerance = 1e-6 * max(exact.abs(), gauss_newton.abs()) + 1e-12 * scale * column.square().sum()
-        if not (exact - gauss_newton).abs() <= tolerance:
+        terms = torch.stack([exact, gauss_newton, rest]).abs().max()
+        tolerance = 1e-6 * terms + 1e-12 * scale * column.square().sum()
+        if not (exact - gauss_newton - rest).abs() <= tolerance:
+            looks = "though the graph looks piecewise affine" if affine else "so samples do not stand alone"
             return (
-                f"H and G differ at {name}[{index}]: {exact.item():.6g} against {gauss_newton.item():.6g}, "
-                f"though the graph looks piecewise affine"
+                f"H and {'G' if affine else 'G + R'} differ at {name}[{index}]: {exact.item():.6g} against "
+                f"{(gauss_newton + rest).item():.6g}, {looks}"
             )
     return ""
 

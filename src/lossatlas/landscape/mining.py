@@ -56,8 +56,11 @@ def mine_w_peak(
     v <- momentum v + lambda dL/dw at w = theta + lambda eps. theta stays, and eps has no decay.
 
     The gradient vanishes in expectation at eps = 0, hence `start`: the standard deviation of a Gaussian eps, or a
-    vector (n,), such as an eigenvector. In second order E[lambda dL/dw] = (a^2/3) H eps: eps shrinks along positive
-    curvature, grows along negative curvature, and the slope g = dL/dtheta enters as noise lambda g only.
+    vector (n,), such as an eigenvector. In second order E[lambda dL/dw] = (a^2/3) H eps, so over S steps without
+    momentum a component along curvature c is multiplied by about exp(-lr c S/9): negative curvature takes some
+    60/(lr |c|) steps to bring 1e-3 to 1. The slope g = dL/dtheta averages out, but leaves a random walk of about
+    lr ||g|| sqrt(S)/3 along g, which tilts the curve where S is small. Where S lr is large, a direction is found
+    that lowers the loss of the given images only: `mining_checks.survives` tells.
 
     `batches(epoch)` yields the batches of epoch 0, 1, ...; the objective says how they are scored, and with which
     BatchNorm policy: "eval" or "batch" (then batches of one sample are left out). Dropout is off, as it is in

@@ -18,7 +18,7 @@ def trace_of_square(
     min_probes: int = 16,
     seed: int,
 ) -> TraceEstimate:
-    """tr(A^2) = sum_i lambda_i^2 = ||A||_F^2 as the mean of ||A v||^2 over random signs v, with its standard error.
+    """tr(A^2) = ||A||_F^2 as the mean of ||A v||^2 over random signs v, with the standard error of that mean.
 
     Hutchinson's estimator for A^2 at the cost of one product a probe, since v' A^2 v = ||A v||^2; its variance is
     2 sum_{i != j} (A^2)_ij^2 a probe. Unbiased for a fixed number of probes; a stop at stderr <= rel mean (not

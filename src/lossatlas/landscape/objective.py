@@ -167,15 +167,21 @@ class Objective:
         rows = [self._means(theta) for theta in thetas]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def samples(self, theta: Tensor) -> dict[str, Tensor]:
-        """The loss and every extra of each of the N samples at theta, each (N,); needs a Criterion."""
-        criterion = self._criterion("values of single samples")
+    def scores(self, theta: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs (N, C) at theta, and the loss and every extra of each sample, each (N,); needs a Criterion."""
+        criterion = self._criterion("outputs or values of single samples")
+        outputs: list[Tensor] = []
         parts: list[dict[str, Tensor]] = []
         with torch.no_grad(), preserved_rng(self.device):
             tensors, buffers = self.unflatten(theta), self.buffers(theta)
             for batch in self.batches():
-                parts.append(criterion.terms(self.predict(tensors, buffers, batch), batch))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                outputs.append(self.predict(tensors, buffers, batch))
+                parts.append(criterion.terms(outputs[-1], batch))
+        return torch.cat(outputs), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def samples(self, theta: Tensor) -> dict[str, Tensor]:
+        """The loss and every extra of each of the N samples at theta, each (N,); needs a Criterion."""
+        return self.scores(theta)[1]
 
     def outputs(self, theta: Tensor) -> Tensor:
         """(N, C): the outputs on all samples at theta; needs a Criterion."""

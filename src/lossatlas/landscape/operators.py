@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
-from lossatlas.landscape.objective import Batch, Objective, preserved_rng
+from lossatlas.landscape.objective import Batch, Criterion, Objective, preserved_rng
 
 KEPT_BYTES = 1 << 30
 
@@ -207,6 +208,37 @@ class HessianOperator:
 def hessian(objective: Objective, theta: Tensor | None = None, *, memory: int = KEPT_BYTES) -> HessianOperator:
     """The Hessian of the objective at theta (default: its centre); `memory` bounds the bytes of kept graphs."""
     return HessianOperator(objective, objective.center if theta is None else theta, memory=memory)
+
+
+def second_order(
+    objective: Objective, theta: Tensor | None = None, *, memory: int = KEPT_BYTES
+) -> HessianOperator:
+    """What the Hessian has beyond the generalised Gauss-Newton matrix: R = H - G = (1/m) sum_x sum_c r_xc d2 f_xc.
+
+    f are the outputs and r = dl/df the slopes of the loss in them; with r held, R is the Hessian of <r, f>, so a
+    product costs what one of `hessian` does. Small where the loss is. Raises UserError for an objective with a
+    bare loss function, which has no outputs.
+    """
+    if objective.criterion is None:
+        raise UserError(
+            "A bare loss function has no outputs to split its Hessian by. Build the Objective with a lossatlas "
+            "Criterion, such as supervised(...)."
+        )
+    held = copy.copy(objective)  # shares the private model, which is only ever called functionally
+    held.criterion = Criterion(objective.criterion.predict, _tangent(objective.criterion.loss))
+    return hessian(held, theta, memory=memory)
+
+
+def _tangent(loss: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tensor, Batch], Tensor]:
+    """The loss of every sample, linear in its outputs with the slopes of `loss` where they are, held constant."""
+
+    def linear(outputs: Tensor, batch: Batch) -> Tensor:
+        point = outputs.detach().requires_grad_()
+        total = loss(point, batch).sum()
+        (slope,) = torch.autograd.grad(total, point, allow_unused=True, materialize_grads=True)
+        return (slope * outputs).reshape(len(outputs), -1).sum(1)
+
+    return linear
 
 
 def _refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:

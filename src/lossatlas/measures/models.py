@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
-from lossatlas.measures.settings import Evaluation, Hessian
+from lossatlas.measures.outputs import on_samples
+from lossatlas.measures.settings import Evaluation, Hessian, Part
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from lossatlas.landscape.hutchinson import TraceEstimate
     from lossatlas.landscape.lanczos import Eigenpairs
 
-EVALUATION_BATCH = 1024  # cut further by the objective; part of no key, since sums are in float64
 BASIS_BYTES = 1 << 30  # memory of the Krylov basis; a full one is compressed and goes on
 
 _MEAN = "mean over all samples, eval mode"
@@ -60,14 +60,12 @@ def evaluate(
 ) -> Outcome:
     """Mean loss and error of the training and the test samples; at chance level the model is `collapsed`."""
     from lossatlas.landscape.estimate import sample_mean
-    from lossatlas.landscape.objective import Objective
 
     (trained,) = models
     values: Values = {}
-    for part in ("train", "test"):
-        samples = job.train if part == "train" else job.test
-        objective = Objective(trained.model, samples.batches(EVALUATION_BATCH), job.criterion)
-        for name, column in objective.samples(objective.center).items():
+    parts: tuple[Part, ...] = ("train", "test")
+    for part in parts:
+        for name, column in on_samples(job, trained, part)[1].items():
             estimate = sample_mean(column)
             values[f"{part}_{name}"], values[f"{part}_{name}_se"] = estimate.value, estimate.stderr
     infinite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]

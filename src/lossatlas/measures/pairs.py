@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
+from lossatlas.measures.outputs import FORWARD_BATCH, on_inputs, on_samples
 from lossatlas.measures.settings import CKA, Connectivity, Disagreement, Distance, Ensemble
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from lossatlas.landscape.estimate import Estimate
 
 RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; part of the definition
-FORWARD_BATCH = 1024
 
 _CURVE = "at the points of the curve, BatchNorm re-estimated at each"
 _TRAPEZOID = "trapezoid over arc length"
@@ -110,7 +110,7 @@ def fit_curve(
         l2=settings.l2,
         kind=settings.kind,
         start=torch.stack(bends).to(first.theta) if settings.start == "random" else "midpoint",
-        progress=job.progress,
+        progress=lambda epoch, loss: job.progress and job.progress(epoch + 1, loss),
     )
     values: Values = {"curve_train_loss": fitted.losses[-1]}
     return Outcome(values, fitted.status, fitted.reason, {"bends": fitted.points[1:-1].cpu().contiguous()})
@@ -174,43 +174,31 @@ def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping
         draws = [f"{first.seed} {second.seed}", f"{second.seed} {first.seed}"]
     estimates = []
     for draw in draws:
-        outputs = [_probabilities(job, m, _mixed(job, settings, draw), ("mixup", draw)) for m in models]
-        estimates.append(similarity.cka(*outputs))
+        mixed = _mixed(job, settings, draw)
+        outputs = [on_inputs(job, m, mixed, ("mixup", draw)) for m in models]
+        estimates.append(similarity.cka(*(logits.double().softmax(dim=1) for logits in outputs)))
     return _mean_outcome("cka", estimates)
 
 
 def _mixed(job: Job, settings: CKA, draw: str) -> Tensor:
     """The mixup images of a draw; all pairs share one, unless the published protocol is asked for."""
+    import torch
+
     from lossatlas.landscape import similarity
 
     def make() -> Tensor:
-        inputs = job.samples(settings.data).head(settings.images)[0]
+        generator = np.random.default_rng(derive(0, f"mixup of {draw}"))
+        samples = job.samples(settings.data)
+        inputs = samples.head(settings.images)[0]
+        if settings.protocol == "published":
+            images = generator.permutation(len(samples))[: settings.images]
+            inputs = samples.take(torch.from_numpy(images).to(samples.targets.device))[0]
         if settings.mixup_alpha == 0:
             return inputs
-        generator = np.random.default_rng(derive(0, f"mixup of {draw}"))
         return similarity.mixup(inputs, alpha=settings.mixup_alpha, generator=generator)
 
     mixed: Tensor = job.remember(("inputs", draw), make)
     return mixed
-
-
-def _outputs(job: Job, trained: TrainedSeed, inputs: Tensor, name: object) -> Tensor:
-    """(n, C): the outputs of a model on inputs, computed once a cell."""
-    from lossatlas.landscape.objective import Objective
-
-    def make() -> Tensor:
-        import torch
-
-        targets = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)  # not looked at
-        objective = Objective(trained.model, [(inputs, targets)], job.criterion)
-        return objective.outputs(objective.center)
-
-    outputs: Tensor = job.remember(("outputs", trained.seed, name), make)
-    return outputs
-
-
-def _probabilities(job: Job, trained: TrainedSeed, inputs: Tensor, name: object) -> Tensor:
-    return _outputs(job, trained, inputs, name).double().softmax(dim=1)
 
 
 def distance(
@@ -228,9 +216,7 @@ def disagreement(
     """Disagreement in percent, Jensen-Shannon divergence and cosine of the outputs, with standard errors."""
     from lossatlas.landscape import similarity
 
-    samples = job.samples(settings.data)
-    inputs = samples.head(len(samples))[0]
-    a, b = (_outputs(job, m, inputs, settings.data).double() for m in models)
+    a, b = (on_samples(job, m, settings.data)[0].double() for m in models)
     p, q = a.softmax(dim=1), b.softmax(dim=1)
     return _outcome(
         {
@@ -247,9 +233,8 @@ def ensemble(
     """The error of the averaged softmax outputs of all given seeds."""
     from lossatlas.landscape import similarity
 
-    samples = job.samples(settings.data)
-    inputs, targets = samples.head(len(samples))
-    members = [_outputs(job, m, inputs, settings.data).double().softmax(dim=1) for m in models]
+    members = [on_samples(job, m, settings.data)[0].double().softmax(dim=1) for m in models]
+    targets = job.samples(settings.data).targets
     outcome = _outcome({"ensemble_error": similarity.ensemble_error(members, targets)})
     outcome.values["ensemble_size"] = float(len(models))
     return outcome

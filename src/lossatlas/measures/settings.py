@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lossatlas.settings import Count, NonNegative, Positive, Settings
 
@@ -25,7 +25,7 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(seed) is int for seed in value)
 
 
-Pairs = Annotated[int | Literal["all", "ring"] | tuple[tuple[int, int], ...], PlainValidator(_pairs)]
+Pairs = Annotated[int | Literal["all", "ring"] | tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
 
 
 def _published(values: Any, **defaults: Any) -> Any:

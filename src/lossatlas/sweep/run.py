@@ -71,7 +71,7 @@ def saved_spec(root: Path) -> Spec:
 def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
     """Raise SpecError if the folder holds another task, training or other axes; more of the same is welcome."""
     if not folder.spec_file.is_file():
-        if folder.root.is_dir() and any(folder.root.iterdir()) and not folder.plan_file.exists():
+        if folder.root.is_dir() and not folder.plan_file.exists() and any(map(_is_foreign, folder.root.iterdir())):
             raise FileError(
                 f"{folder.root} is not empty and holds no run. Give another folder with --out, or remove it."
             )
@@ -92,6 +92,11 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
     if problems:
         problems.append("choose another folder with --out, or give the spec that the folder was made with")
         raise SpecError(f"The folder {folder.root} holds another experiment; it", problems)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves that was killed before it wrote its spec."""
+    return path.name != "store" and not path.name.startswith(files.TEMPORARY)
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -113,7 +113,7 @@ class Store:
         """Keep a finished step under the key of `content`, all at once; raises FileError if it cannot be."""
         key = content_key(content)
         saved = {
-            name: safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in named.items()})
+            name: safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in named.items()})
             for name, named in (arrays or {}).items()
         }
         result = {"values": _encoded(record.values), "status": record.status, "reason": record.reason}

@@ -1,0 +1,192 @@
+"""Models and losses, the built-in ones and one's own; data of one's own."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossatlas import registry
+from lossatlas.errors import UserError
+from lossatlas.tasks import data, losses, models
+from lossatlas.tasks.samples import Samples
+
+IMAGES = (3, 32, 32)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("width", "count"), [(64, 11_173_962), (8, 176_402), (1, 2_991)])
+def test_resnet18_has_its_parameters(width: int, count: int) -> None:
+    model = models.build("resnet18", {"width": width}, input_shape=IMAGES, classes=10, seed=0)
+    assert parameters(model) == count
+
+
+def test_resnet18_halves_the_image_three_times() -> None:
+    model = models.build("resnet18", {"width": 2}, input_shape=IMAGES, classes=10, seed=0)
+    shapes: list[tuple[int, ...]] = []
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
+    assert model(torch.zeros(3, *IMAGES)).shape == (3, 10)
+    expected = [(2, 32, 32), (4, 16, 16), (8, 8, 8), (16, 4, 4)]
+    assert shapes == [shape for shape in expected for _ in range(2)]
+
+
+def test_small_models_have_the_layers_that_they_say() -> None:
+    mlp = models.build("mlp", {"width": 7, "depth": 3}, input_shape=(1, 8, 8), classes=10, seed=0)
+    linear = [(m.in_features, m.out_features) for m in mlp.modules() if isinstance(m, nn.Linear)]
+    assert linear == [(64, 7), (7, 7), (7, 7), (7, 10)]
+    assert mlp(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    cnn = models.build("cnn", {"width": 4}, input_shape=(1, 8, 8), classes=10, seed=0)
+    assert parameters(cnn) == 4 * 9 + 2 * 4 + 8 * 4 * 9 + 2 * 8 + 8 * 10 + 10
+    assert cnn(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    for name in ("cnn", "resnet18"):
+        with pytest.raises(UserError, match=r"images of shape.*the data have shape \(5,\)"):
+            models.build(name, {"width": 2}, input_shape=(5,), classes=2, seed=0)
+
+
+def test_a_seed_fixes_the_initialisation_and_nothing_else() -> None:
+    def build(seed: int) -> torch.Tensor:
+        model = models.build("mlp", {"width": 3}, input_shape=(4,), classes=2, seed=seed)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = build(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert torch.equal(build(0), first)
+    assert not torch.equal(build(1), first)
+
+
+def test_the_loss_is_cross_entropy_and_the_error_in_percent() -> None:
+    criterion = losses.build("cross_entropy")
+    outputs, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 0, 1])
+    terms = criterion.terms(outputs, (None, targets))
+    expected = torch.log(torch.tensor([1 + np.exp(-2), 1 + np.exp(1), 1 + np.exp(3)])).float()
+    torch.testing.assert_close(terms["loss"], expected)
+    assert terms["error"].tolist() == [0.0, 100.0, 100.0]
+
+
+OWN = """
+import numpy as np
+import torch
+from torch import nn
+
+from lossatlas.landscape.objective import supervised
+from lossatlas.tasks.data import RawData
+
+X, Y = np.zeros((6, 5), np.float32), np.array([0, 1, 2, 0, 1, 2], np.uint8)
+
+def arrays(): return X, Y, X[:3], Y[:3]
+def from_path(path): return X[: int(path)], Y[: int(path)], X, Y
+def raw(): return RawData(X, Y, X, Y, 4)
+def three(): return X, Y, X
+def ragged(): return X, Y[:5], X, Y
+def empty(): return X[:0], Y[:0], X, Y
+def fractions(): return X, Y / 3, X, Y
+def negative(): return X, Y.astype(int) - 1, X, Y
+def too_many(): return RawData(X, Y, X, Y, 2)
+def one_class(): return X, Y * 0, X, Y * 0
+def broken(): raise KeyError("a mistake of one's own")
+
+def net(width, input_shape, classes): return nn.Linear(input_shape[0], classes)
+def plain(width): return nn.Linear(5, width)
+def greedy(**options): return nn.Linear(5, len(options))
+def no_net(): return 3
+
+def loss(): return supervised(torch.nn.functional.mse_loss, {"error": lambda o, b: o[:, 0]})
+def errorless(): return supervised(torch.nn.functional.mse_loss)
+def no_loss(): return torch.nn.functional.mse_loss
+value = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of one's own, found on the path; forgotten afterwards."""
+    (tmp_path / "own_tasks.py").write_text(OWN)
+    (tmp_path / "own_broken.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in ("own_tasks", "own_broken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("own")
+def test_data_of_ones_own() -> None:
+    raw = data.load("own_tasks:arrays", None)
+    assert raw.facts() == registry.Facts(6, 3, (5,), 3)
+    assert Samples(raw.train_inputs, raw.train_targets, raw).targets.tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(data.load("own_tasks:from_path", "4").train_targets) == 4
+    assert data.load("own_tasks:raw", None).classes == 4
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("three", "returned a tuple; it must return a lossatlas RawData or four arrays"),
+        ("ragged", "there are 6 training inputs and 5 targets"),
+        ("empty", "there are 0 training inputs and 0 targets"),
+        ("fractions", "the training targets are float64 .* must be integers"),
+        ("negative", "must be integers of shape .* from 0"),
+        ("too_many", "from 0 to 1"),
+        ("one_class", "one class; give at least two"),
+        ("broken", "raised KeyError: .a mistake of one's own"),
+        ("value", "has no function value"),
+        ("missing", "has no function missing"),
+    ],
+)
+def test_wrong_data_of_ones_own(name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        data.load(f"own_tasks:{name}", None)
+
+
+@pytest.mark.usefixtures("own")
+def test_models_and_losses_of_ones_own() -> None:
+    def build(name: str, **options: int) -> Any:
+        return models.build(f"own_tasks:{name}", options, input_shape=(5,), classes=3, seed=0)
+
+    assert build("net", width=1).weight.shape == (3, 5)
+    assert build("plain", width=4).weight.shape == (4, 5)
+    assert build("greedy", width=4).weight.shape == (3, 5)  # input_shape, classes and width
+    with pytest.raises(UserError, match="returned a int; it must return a "):
+        build("no_net")
+    with pytest.raises(UserError, match=r"own_tasks:plain.* raised TypeError"):
+        build("plain", depth=4)
+    assert losses.build("own_tasks:loss").extras.keys() == {"error"}
+    with pytest.raises(UserError, match="has no extra named error"):
+        losses.build("own_tasks:errorless")
+    with pytest.raises(UserError, match="returned a function; it must return a lossatlas Criterion"):
+        losses.build("own_tasks:no_loss")
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nothing", "model 'nothing' is unknown. Allowed are mlp, cnn, resnet18, or your own as module:function"),
+        ("no.such.module:f", "the module no.such.module cannot be imported"),
+        ("own_broken:f", "the module own_broken cannot be imported .SyntaxError"),
+        ("a..b:f", "cannot be imported"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        models.build(name, {}, input_shape=(5,), classes=3, seed=0)
+
+
+@pytest.mark.parametrize("name", ["a:b", "a.b:c", "_a1:_b1"])
+def test_names_of_ones_own(name: str) -> None:
+    assert registry.is_custom(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a:", ":b", "a:b:c", "a:b.c", "1a:b", "a b:c", "a/b:c"])
+def test_names_that_are_none_of_ones_own(name: str) -> None:
+    assert not registry.is_custom(name)

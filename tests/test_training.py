@@ -1,0 +1,246 @@
+"""Training: the optimiser against torch's, the schedule, which weights are kept, divergence, repeatability."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossatlas.errors import UserError
+from lossatlas.landscape.objective import Criterion, supervised
+from lossatlas.seeding import derive
+from lossatlas.specs import EarlyStop, Optimizer, Schedule, Train
+from lossatlas.tasks import losses
+from lossatlas.tasks.data import RawData
+from lossatlas.tasks.samples import Samples
+from lossatlas.training import FlatSGD, TrainedModel, learning_rate, stops_early, train
+
+
+def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout)]
+        return nn.Sequential(*layers, nn.Linear(8, 3))
+
+
+def samples(count: int = 50) -> Samples:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(count, 5)).astype(np.float32)
+    targets = generator.integers(0, 3, count)
+    return Samples(inputs, targets, RawData(inputs, targets, inputs, targets, 3))
+
+
+def recipe(**changes: object) -> Train:
+    settings: dict[str, object] = {"batch_size": 8, "epochs": 4, "optimizer": Optimizer(lr=0.1), **changes}
+    return Train.model_validate(settings)
+
+
+def trained(
+    seed: int = 0, count: int = 50, dropout: float = 0.0, **changes: object
+) -> tuple[TrainedModel, nn.Module]:
+    model = network(seed, dropout)
+    return train(model, samples(count), losses.cross_entropy(), recipe(**changes), seed=seed), model
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.01), (0.9, 0.01)])
+def test_flat_sgd_is_torch_sgd(momentum: float, weight_decay: float) -> None:
+    ours, theirs = network().double(), network().double()
+    mine = FlatSGD(ours, momentum=momentum, weight_decay=weight_decay)
+    torchs = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    batches = list(samples().batches(16)())
+    for step in range(30):
+        rate = 0.1 if step < 20 else 0.01
+        mine.lr = torchs.param_groups[0]["lr"] = rate
+        inputs, targets = batches[step % len(batches)]
+        for model, optimizer in ((ours, mine), (theirs, torchs)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs.double()), targets).backward()
+            optimizer.step()
+    for one, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        # The same operations on the same numbers; only a fused multiply-add may round differently, 30 times.
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_flat_sgd_leaves_frozen_parameters_alone_and_ties_together() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    first.bias.requires_grad_(False)
+    frozen = first.bias.clone()
+    model = nn.Sequential(first, second)
+    optimizer = FlatSGD(model, momentum=0.9, weight_decay=0.1)
+    optimizer.lr = 0.1
+    model(torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(first.bias, frozen)
+    assert second.weight is first.weight
+    assert first.bias.grad is None
+
+
+def test_a_linear_model_follows_gradient_descent_in_closed_form() -> None:
+    # Full batches of a least-squares problem: theta_k = theta* + (I - lr A)^k (theta_0 - theta*), A = X'X/N.
+    generator = np.random.default_rng(1)
+    inputs = generator.normal(size=(6, 2)).astype(np.float32)
+    targets = np.array([0, 1, 0, 1, 1, 0])
+    data = Samples(inputs, targets, RawData(inputs, targets, inputs, targets, 2))
+
+    def half_square(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (outputs[:, 0] - batch[1]).square() / 2
+
+    criterion = Criterion(lambda model, batch: model(batch[0]), half_square, {"error": half_square})
+    model = nn.Linear(2, 1, bias=False)
+    x, y = inputs.astype(np.float64), targets.astype(np.float64)
+    start = model.weight.detach().double().numpy()[0]
+    settings = recipe(batch_size=6, epochs=10, optimizer=Optimizer(lr=0.2, momentum=0.0, weight_decay=0.0))
+    result = train(model, data, criterion, settings, seed=0)
+    a = x.T @ x / 6
+    best = np.linalg.solve(a, x.T @ y / 6)
+    path = [best + np.linalg.matrix_power(np.eye(2) - 0.2 * a, k) @ (start - best) for k in range(11)]
+    weight = result.weights["final"]["weight"].double().numpy()[0]
+    np.testing.assert_allclose(weight, path[10], rtol=1e-5)  # ten steps in float32
+    # The running loss of an epoch of one step is the loss before that step.
+    losses_before = [((x @ theta - y) ** 2).mean() / 2 for theta in path[:10]]
+    np.testing.assert_allclose(result.history["loss"], losses_before, rtol=1e-5)
+
+
+def test_training_again_gives_the_same_bits_and_another_seed_others() -> None:
+    (one, _), (same, _), (other, _) = trained(0, dropout=0.5), trained(0, dropout=0.5), trained(1, dropout=0.5)
+    assert one.history == same.history
+    assert one.weights.keys() == same.weights.keys() == {"best", "final"}
+    for name, weights in one.weights.items():
+        for key, tensor in weights.items():
+            assert torch.equal(tensor, same.weights[name][key])
+    assert one.history["loss"] != other.history["loss"]
+
+
+def test_the_order_and_dropout_have_streams_of_their_own() -> None:
+    seen: list[torch.Tensor] = []
+
+    def noting(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        seen.append(batch[1])
+        outputs: torch.Tensor = model(batch[0])
+        return outputs
+
+    plain = losses.cross_entropy()
+    orders = []
+    for dropout in (0.0, 0.5):
+        seen.clear()
+        criterion = Criterion(noting, plain.loss, plain.extras)
+        train(network(0, dropout), samples(), criterion, recipe(epochs=2), seed=0)
+        orders.append(torch.cat(seen))
+    assert torch.equal(*orders)
+    assert len(orders[0]) == 2 * 48  # the last 2 of 50 samples are dropped
+    expected = torch.randperm(50, generator=torch.Generator().manual_seed(derive(0, "order")))[:48]
+    assert torch.equal(orders[0][:48], samples().targets[expected])
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    trained(dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_rate_drops_once() -> None:
+    step = Schedule(name="step", factor=0.1, at=0.75)
+    rates = [learning_rate(0.5, step, epoch, 100) for epoch in range(1, 101)]
+    assert rates == [0.5] * 75 + [0.5 * 0.1] * 25
+    assert [learning_rate(0.5, step, epoch, 4) for epoch in range(1, 5)] == [0.5, 0.5, 0.5, 0.5 * 0.1]
+    assert {learning_rate(0.5, Schedule(), epoch, 10) for epoch in range(1, 11)} == {0.5}
+    result, _ = trained(schedule=step)
+    assert result.history["lr"] == [0.1, 0.1, 0.1, 0.1 * 0.1]
+
+
+def test_when_training_stops_early() -> None:
+    rule = EarlyStop(tolerance=0.1, patience=3, start=4)
+
+    def first(losses: list[float]) -> int | None:
+        return next((n for n in range(1, len(losses) + 1) if stops_early(losses[:n], rule)), None)
+
+    # The moves into epochs 4, 5 and 6 are the first three that count.
+    assert first([1.0] * 10) == 6
+    # A move of 0.1 or more starts the count again, up or down; here the one into epoch 5.
+    assert first([1, 1, 1, 1, 2, 2, 2, 2, 2]) == 8
+    assert first([1, 1, 1, 1, 0, 0, 0, 0, 0]) == 8
+    # Slowly, but for ever, each move below the tolerance: that counts.
+    assert first([1 - 0.09 * k for k in range(10)]) == 6
+    assert first([1 - 0.2 * k for k in range(10)]) is None
+    assert first([1.0] * 5) is None
+    # From the first epoch on there is no move into epoch 1.
+    immediate = EarlyStop(tolerance=0.1, patience=2, start=1)
+    assert [stops_early([1.0] * n, immediate) for n in (1, 2, 3)] == [False, False, True]
+    assert not stops_early([1.0, float("nan"), 1.0], immediate)
+
+
+def test_the_early_stopped_weights_are_those_of_their_epoch() -> None:
+    rule = EarlyStop(tolerance=10.0, patience=1, start=2)  # comes true as soon as it may
+    result, _ = trained(early_stop=rule, epochs=4)
+    shorter, _ = trained(early_stop=rule, epochs=2)
+    assert (result.early_stopped_epoch, result.epochs) == (2, 4)  # training goes on
+    for name, tensor in result.weights["early-stopped"].items():
+        assert torch.equal(tensor, shorter.weights["final"][name])
+    assert "early-stopped" not in trained(epochs=4)[0].weights
+
+
+def test_the_best_weights_are_those_of_the_lowest_running_loss() -> None:
+    # A rate so large that the loss goes up and down.
+    result, _ = trained(optimizer=Optimizer(lr=1.5, weight_decay=0.0), epochs=12)
+    history = result.history["loss"]
+    assert result.best_epoch == 1 + history.index(min(history))
+    assert result.best_epoch < 12  # or this test could not fail
+    shorter, _ = trained(optimizer=Optimizer(lr=1.5, weight_decay=0.0), epochs=result.best_epoch)
+    for name, tensor in result.weights["best"].items():
+        assert torch.equal(tensor, shorter.weights["final"][name])
+
+
+def test_the_history_holds_running_means_in_train_mode() -> None:
+    result, _ = trained(epochs=1, optimizer=Optimizer(lr=1e-30, momentum=0.0, weight_decay=0.0))
+    # At a rate of nearly nothing the running mean is the mean over the batches of that order, in train mode.
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(derive(0, "order")))[:48]
+    inputs, targets = samples().take(order)
+    model = network(0).train()
+    outputs = torch.cat([model(part) for part in inputs.split(8)])
+    loss = F.cross_entropy(outputs.double(), targets).item()
+    wrong = (outputs.argmax(1) != targets).double().mean().item()
+    assert result.history["loss"] == pytest.approx([loss], rel=1e-6)  # float32 losses
+    assert result.history["error"] == pytest.approx([100 * wrong], rel=1e-12)
+    assert len(result.history["lr"]) == result.epochs == 1
+
+
+def test_training_that_diverges_says_when() -> None:
+    result, _ = trained(optimizer=Optimizer(lr=1e30), epochs=6)
+    assert result.status == "diverged"
+    assert result.epochs < 6
+    assert result.reason.endswith(f"epoch {result.epochs}")
+    assert result.weights == {}
+    assert not math.isfinite(result.history["loss"][-1])
+    assert all(math.isfinite(loss) for loss in result.history["loss"][:-1])
+
+
+def test_weights_that_overflow_in_the_last_step_have_diverged() -> None:
+    # One step: the loss before it is finite, the weights after it are not.
+    result, _ = trained(count=8, optimizer=Optimizer(lr=1e10, weight_decay=1e30), epochs=1)
+    assert math.isfinite(result.history["loss"][0])
+    assert (result.status, result.weights) == ("diverged", {})
+    assert result.reason == "a weight was not finite after epoch 1"
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match="batch_size = 51 is larger than the 50 training samples"):
+        trained(batch_size=51)
+    assert trained(batch_size=50)[0].status == "ok"
+
+
+def test_progress_hears_of_every_epoch() -> None:
+    heard: list[tuple[int, float]] = []
+    result = train(
+        network(),
+        samples(),
+        supervised(F.cross_entropy, {"error": losses.error_percent}),
+        recipe(),
+        seed=0,
+        progress=lambda epoch, loss: heard.append((epoch, loss)),
+    )
+    assert heard == list(enumerate(result.history["loss"], start=1))

@@ -1,0 +1,171 @@
+"""The worker in this process: what it leaves as it was, what it does again, what it does not."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from command import TINY
+from lossatlas import specs
+from lossatlas.errors import UserError
+from lossatlas.sweep.collect import collect
+from lossatlas.sweep.plan import CellPlan, Step, plan
+from lossatlas.sweep.store import Store
+from lossatlas.sweep.worker import Worker
+from lossatlas.tasks import data
+from lossatlas.tasks.data import RawData
+
+
+@dataclass
+class Heard:
+    """What the worker told."""
+
+    done: list[tuple[str, str]] = field(default_factory=list)
+    left: int = 0
+    fractions: list[float] = field(default_factory=list)
+
+    def finished(self, step: Step, status: str) -> None:
+        self.done.append((step.name, status))
+
+    def skipped(self, _step: Step) -> None:
+        self.left += 1
+
+    def advanced(self, _step: Step, fraction: float) -> None:
+        self.fractions.append(fraction)
+
+
+@pytest.fixture(scope="module")
+def raw() -> RawData:
+    return data.load("digits", None)
+
+
+def one_cell(raw: RawData, *without: str, **train: Any) -> tuple[specs.Spec, list[CellPlan]]:
+    """The first cell of the tiny spec."""
+    content = tomllib.loads(TINY.read_text())
+    content["load"], content["temperature"] = {"width": [2]}, {"batch_size": [64]}
+    content["train"] |= train
+    for name in without:
+        del content["measures"][name]
+    spec = specs.validate(content, "tiny")
+    return spec, plan(spec, raw.fingerprint())
+
+
+def work(
+    folder: Path, raw: RawData, cells: Sequence[CellPlan], weights: str = "best"
+) -> tuple[Heard, dict[str, str]]:
+    heard = Heard()
+    worker = Worker(Store(folder / "store"), raw, weights, folder / "failed", heard)
+    return heard, worker.run(cells)
+
+
+def test_the_worker_leaves_threads_and_random_state_as_they_were(raw: RawData, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  # the global state is what is looked at
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    try:
+        heard, failures = work(tmp_path, raw, one_cell(raw)[1])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
+    assert failures == {}
+    assert heard.done == [
+        (name, "ok")
+        for name in ["train"] * 2
+        + ["evaluation"] * 2
+        + ["hessian"] * 2
+        + ["curve", "connectivity", "cka", "distance", "disagreement", "ensemble"]
+    ]
+    assert heard.fractions == [0.25, 0.5, 0.75, 1.0] * 2 + [0.5, 1.0]  # epochs of the trainings and of the curve
+
+
+def test_values_do_not_hang_on_the_measures_beside_them(raw: RawData, tmp_path: Path) -> None:
+    for name, without in (("all", ()), ("few", ("hessian", "connectivity", "distance", "ensemble"))):
+        _, cells = one_cell(raw, *without)
+        work(tmp_path / name, raw, cells)
+    everything, few = Store(tmp_path / "all" / "store"), Store(tmp_path / "few" / "store")
+    for step in cells[0].steps:
+        assert few.read(step.name, step.key) == everything.read(step.name, step.key) is not None
+
+
+def test_the_weights_asked_for_are_measured(raw: RawData, tmp_path: Path) -> None:
+    found = {}
+    for weights in ("best", "early-stopped", "final"):
+        spec, cells = one_cell(raw, "hessian", "connectivity", optimizer={"lr": 1.0}, epochs=8)
+        spec = spec.model_copy(update={"weights": weights})
+        cells = plan(spec, raw.fingerprint())
+        heard, _ = work(tmp_path, raw, cells, weights)
+        found[weights] = [
+            Store(tmp_path / "store").read(s.name, s.key) for s in cells[0].steps if s.name == "evaluation"
+        ]
+        assert heard.left == (0 if weights == "best" else 2)  # the trainings
+    assert found["early-stopped"] == found["best"]  # the rule did not come true: it falls back
+    assert found["final"] != found["best"]
+
+
+def test_what_a_failed_step_is_needed_for_is_left_out(
+    raw: RawData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lossatlas.landscape import curve_fitting, similarity
+
+    calls = []
+
+    def broken(*_arguments: Any, **_options: Any) -> None:
+        calls.append(1)
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(curve_fitting, "fit", broken)
+    spec, cells = one_cell(raw)
+    heard, failures = work(tmp_path, raw, cells)
+    curve, connectivity = (s.key for s in cells[0].steps if s.name in ("curve", "connectivity"))
+    assert len(calls) == 1  # connectivity did not try again
+    assert failures.keys() == {curve, connectivity}
+    assert "curve of cell (2, 64), seeds [0, 1]: ZeroDivisionError: a mistake" in failures[curve]
+    assert {name for name, _ in heard.done} == {s.name for s in cells[0].steps} - {"curve", "connectivity"}
+    tree = collect(spec, cells, Store(tmp_path / "store"), fingerprint="", failures=failures)
+    pair = tree["pairs"].to_dataset().isel(width=0, batch_size=0).sel(seed=0, seed_b=1)
+    assert pair["status"] == "failed"
+    assert pair["reason"].item().startswith("curve, connectivity: curve of cell (2, 64)")
+    assert np.isfinite(pair["cka"])
+    assert np.isnan(pair["mode_connectivity"])
+    monkeypatch.undo()
+    monkeypatch.setattr(similarity, "cka", broken)  # is not called: it is done
+    again, failures = work(tmp_path, raw, cells)
+    assert failures == {}
+    assert [name for name, _ in again.done] == ["curve", "connectivity"]
+
+
+def test_a_mistake_of_the_user_ends_the_work(
+    raw: RawData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lossatlas.landscape import similarity
+
+    def refuse(*_arguments: Any) -> None:
+        raise UserError("not like this")
+
+    monkeypatch.setattr(similarity, "distance", refuse)
+    _, cells = one_cell(raw, "hessian", "connectivity")
+    with pytest.raises(UserError, match="not like this"):
+        work(tmp_path, raw, cells)
+    done = {path.parent.parent.parent.name for path in (tmp_path / "store").rglob("result.json")}
+    assert done == {"train", "evaluation", "cka"}  # what came before is kept
+
+
+def test_a_collapsed_model_is_a_status(raw: RawData, tmp_path: Path) -> None:
+    # A rate that kills every ReLU, or throws the weights about, without overflow: no better than guessing.
+    spec, cells = one_cell(raw, "hessian", "connectivity", optimizer={"lr": 300.0}, epochs=1)
+    work(tmp_path, raw, cells)
+    tree = collect(spec, cells, Store(tmp_path / "store"), fingerprint="", failures={})
+    models = tree["models"].to_dataset()
+    collapsed = models["train_error"] >= 90
+    assert collapsed.any()
+    assert (models["status"].where(collapsed, "collapsed") == "collapsed").all()
+    assert "no better than guessing (90%)" in models["reason"].where(collapsed, drop=True).values.ravel()[0]

@@ -34,6 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = folder / "spec.toml"
     text = TINY.read_text()
     spec.write_text(text[: text.index("[measures]")])
+    (folder / "run" / "store" / ".tmp-probe").mkdir(parents=True)  # as of a run killed before it wrote its spec
     done = command.run(folder, "run", spec, "--out", "run", "--set", "train.epochs=1")
     assert done.code == 0, done.err
     return folder / "run"

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text, so that nothing is wrapped or cut when piped
 )
 app.command()(sweep.presets)
 app.command()(sweep.plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.objective import Batch, Criterion, Objective, preserved_rng
+from lossatlas.landscape.parameters import Layout
 
 KEPT_BYTES = 1 << 30
 
@@ -88,18 +89,19 @@ def from_matrix(matrix: Tensor) -> MatrixOperator:
 class _Differentiated:
     """The gradient of a piece's summed loss, with the graph to differentiate it once more."""
 
-    parameters: list[Tensor]
-    gradients: list[Tensor]
+    parameters: dict[str, Tensor]
+    gradients: dict[str, Tensor]
     count: int
 
-    def product(self, vectors: list[Tensor]) -> Tensor:
-        """(n,): the Hessian of the piece's summed loss times a vector, given as one tensor a parameter."""
-        pairs = [(g, v) for g, v in zip(self.gradients, vectors, strict=True) if g.requires_grad]
+    def product(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """(b,): the Hessian of the piece's summed loss in the named parameters times a vector, given by name."""
+        parameters = [self.parameters[name] for name in vectors]
+        pairs = [(self.gradients[n], v) for n, v in vectors.items() if self.gradients[n].requires_grad]
         if not pairs:  # a loss that is linear in the parameters
-            return torch.cat([torch.zeros_like(p).reshape(-1) for p in self.parameters])
+            return torch.cat([torch.zeros_like(p).reshape(-1) for p in parameters])
         columns = torch.autograd.grad(
             [g for g, _ in pairs],
-            self.parameters,
+            parameters,
             [v for _, v in pairs],
             retain_graph=True,
             allow_unused=True,
@@ -137,14 +139,23 @@ class HessianOperator:
         self.device = objective.device
         self.matvecs = 0
 
+    @property
+    def layout(self) -> Layout:
+        """The parameters in the order of the vectors."""
+        return self._objective.layout
+
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
+        return self.restricted(vectors, self.layout)
+
+    def restricted(self, vectors: Tensor, layout: Layout) -> Tensor:
+        """The diagonal block of the parameters in `layout` times vectors (b,) or (b, k), from the same graphs."""
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != layout.size:
             raise UserError(
-                f"The Hessian takes vectors of shape ({self.size},) or ({self.size}, k), "
+                f"The Hessian takes vectors of shape ({layout.size},) or ({layout.size}, k), "
                 f"not {tuple(vectors.shape)}."
             )
-        rows = vectors.to(self.device, self.dtype).reshape(self.size, -1).T.contiguous()  # (k, n)
-        columns = [list(self._objective.layout.unflatten(row).values()) for row in rows]
+        rows = vectors.to(self.device, self.dtype).reshape(layout.size, -1).T.contiguous()  # (k, b)
+        columns = [layout.unflatten(row) for row in rows]
         total, count = torch.zeros_like(rows), 0
         with torch.enable_grad(), preserved_rng(self.device), _second_derivative():
             for piece in self._pieces():
@@ -188,7 +199,7 @@ class HessianOperator:
         if not self._is_checked:
             _refuse_once_differentiable(gradients)
             self._is_checked = True
-        return _Differentiated(leaves, list(gradients), count)
+        return _Differentiated(parameters, dict(zip(parameters, gradients, strict=True)), count)
 
     def _saved_bytes(self, batch: Batch) -> int:
         """The bytes that the graph of a piece holds: every storage that autograd saves, once."""

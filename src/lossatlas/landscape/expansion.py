@@ -138,7 +138,8 @@ def gaussian_change(
     of lam and sigma.) The linear term is most of the spread as long as lam sigma < ||g|| sqrt(2 / tr(H^2)).
 
     With ReLU units autograd's traces leave the kinks out, which over many samples bend the loss like curvature:
-    for an MLP 64-32-10 on digits the measured mean is 1.4 to 1.5 times this one, with tanh it agrees within 5%, the error of the estimated trace.
+    for an MLP 64-32-10 on digits the measured mean is 1.4 to 1.5 times this one, with tanh it agrees within 5%,
+    the error of the estimated trace.
     """
     step = (lam * sigma) ** 2
     return ChangeMoments(step * trace / 2, step * gradient_norm**2 + step**2 * trace_of_square / 2)

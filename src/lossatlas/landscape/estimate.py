@@ -19,10 +19,19 @@ class Estimate:
     status: str = "ok"
     reason: str = ""
 
+    def __repr__(self) -> str:
+        shown = with_error(self.value, self.stderr) if self.status == "ok" else f"{self.status}: {self.reason}"
+        return f"Estimate({shown}, {self.count} samples)"
+
     @classmethod
     def failed(cls, status: str, reason: str, count: int) -> Estimate:
         """No value: what went wrong stands in `status` and `reason`."""
         return cls(math.nan, math.nan, count, status, reason)
+
+
+def with_error(value: float, stderr: float) -> str:
+    """`12.35 +- 0.41`: a value and its standard error for people; without the error where there is none."""
+    return f"{value:.4g}" if math.isnan(stderr) else f"{value:.4g} +- {stderr:.2g}"
 
 
 def sample_mean(samples: Tensor) -> Estimate:

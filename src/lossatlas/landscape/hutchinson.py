@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.estimate import with_error
 from lossatlas.landscape.operators import SymmetricOperator
 
 PROBES_AT_ONCE = 4  # products taken together share the forward pass where graphs are not kept
@@ -34,6 +35,11 @@ class TraceEstimate:
     floor: float
     seed: int
     reason: str = ""  # why it did not converge, or else why it is not exact
+
+    def __repr__(self) -> str:
+        data = "" if math.isnan(self.data_stderr) else f", +- {self.data_stderr:.2g} over the data"
+        missed = "" if self.converged else ", not converged"
+        return f"TraceEstimate({with_error(self.value, self.stderr)} by {self.method}{data}{missed})"
 
 
 def hutchinson(

@@ -8,6 +8,8 @@ from torch import Tensor
 from lossatlas.landscape.operators import SymmetricOperator
 
 BLOCK = 1 << 16  # coordinates a partial dot product runs over in the operator's type before float64 takes over
+MOST_PASSES = 3
+ENOUGH = 0.7  # of its length must a vector keep in the last pass ("twice is enough")
 BREAKDOWN_EPS = 32  # a next direction shorter than this many eps of the spectrum's size is rounding
 
 
@@ -16,7 +18,8 @@ class Krylov:
 
     T is filled by the coefficients of the orthogonalisation rather than by its two diagonals, so the relation
     survives a restart: the coupling of the kept vectors to the next one comes out of the same products. Every
-    direction is orthogonalised twice against the whole basis. Memory: (capacity + 1) n numbers.
+    direction is orthogonalised against the whole basis, after the last two vectors, which it mostly lies along,
+    have been taken out. Memory: (capacity + 1) n numbers.
     """
 
     def __init__(self, op: SymmetricOperator, capacity: int, start: Tensor) -> None:
@@ -27,12 +30,13 @@ class Krylov:
         self.beta = 0.0
         self.is_exhausted = False  # the basis spans an invariant subspace: there is no next direction
         self.matvecs = 0
+        self._uncoupled = 0  # the next image is orthogonal to so many leading vectors, but for rounding
         self.start(start)
 
     def start(self, direction: Tensor) -> None:
         """Take the part of `direction` (n,) that is orthogonal to the basis as the next direction."""
         unit = (direction / direction.norm()).to(self.basis)
-        _, rest = _orthogonalised(unit, self.basis[: self.m])
+        _, rest = _orthogonalised(unit, self.basis[: self.m], 0)
         self.basis[self.m] = rest / _norm(rest)
         self.is_exhausted = False
 
@@ -43,7 +47,8 @@ class Krylov:
         if not bool(image.isfinite().all()):
             return False
         self.m += 1
-        coefficients, rest = _orthogonalised(image, self.basis[: self.m])
+        coefficients, rest = _orthogonalised(image, self.basis[: self.m], self._uncoupled)
+        self._uncoupled = self.m - 1
         self.projected[: self.m, self.m - 1] = self.projected[self.m - 1, : self.m] = coefficients
         self.beta = _norm(rest)
         size = self.projected[: self.m, : self.m].abs().max().item()
@@ -68,6 +73,7 @@ class Krylov:
         self.projected.zero_()
         self.projected[:kept, :kept] = torch.diag(values)
         self.m = kept
+        self._uncoupled = 0
 
     def combine(self, vectors: Tensor) -> Tensor:
         """(n, p): the unit vectors with coefficients `vectors` (m, p) in the basis, their signs fixed."""
@@ -77,19 +83,30 @@ class Krylov:
         return unit
 
 
-def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _orthogonalised(vector: Tensor, basis: Tensor, uncoupled: int) -> tuple[Tensor, Tensor]:
     """Coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
 
-    Two passes leave rounding only ["twice is enough": Parlett 1998, section 6.9].
+    The first pass takes out the part along basis[uncoupled:]. Then come passes over the whole basis until one
+    takes out next to nothing, which leaves rounding only [Parlett 1998, section 6.9].
     """
     total = torch.zeros(len(basis), dtype=torch.float64)
-    for _ in range(2):
-        part = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
-        for start in range(0, vector.numel(), BLOCK):
-            part += (basis[:, start : start + BLOCK] @ vector[start : start + BLOCK]).double()
-        vector = vector - basis.T @ part.to(basis.dtype)
-        total += part.cpu()
+    first, vector = _pass(vector, basis[uncoupled:])
+    total[uncoupled:] += first
+    for _ in range(MOST_PASSES):
+        before = _norm(vector)
+        part, vector = _pass(vector, basis)
+        total += part
+        if _norm(vector) >= ENOUGH * before:
+            break
     return total, vector
+
+
+def _pass(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients (m,) of a vector along the basis, float64 on the CPU, and the vector without them."""
+    part = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
+    for start in range(0, vector.numel(), BLOCK):
+        part += (basis[:, start : start + BLOCK] @ vector[start : start + BLOCK]).double()
+    return part.cpu(), vector - basis.T @ part.to(basis.dtype)
 
 
 def _norm(vector: Tensor) -> float:

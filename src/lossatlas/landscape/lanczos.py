@@ -36,6 +36,15 @@ class Eigenpairs:
     seed: int
     reason: str = ""  # empty when all have converged
 
+    def __repr__(self) -> str:
+        k = len(self.eigenvalues)
+        ends = {0: self.which, k // 2: "smallest"} if self.which == "both" else {0: self.which}
+        ends = {i: "largest" if name == "both" else name for i, name in ends.items()}
+        shown = ", ".join(
+            f"{name} {self.eigenvalues[i]:.4g} (residual {self.residuals[i]:.2g})" for i, name in ends.items()
+        )
+        return f"Eigenpairs({shown}; {int(self.converged.sum())} of {k} converged, {self.matvecs} products)"
+
 
 def eigenpairs(
     op: SymmetricOperator,

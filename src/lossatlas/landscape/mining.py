@@ -36,6 +36,11 @@ class MinedDirection:
     status: Literal["ok", "diverged"] = "ok"
     reason: str = ""
 
+    def __repr__(self) -> str:
+        last = f"mean loss {self.losses[-1]:.4g} in epoch {len(self.losses)} of {self.epochs}"
+        length = torch.linalg.vector_norm(self.vector, dtype=torch.float64).item()
+        return f"MinedDirection({self.algorithm}, {self.status}: {last}, length {length:.4g})"
+
 
 def mine_w_peak(
     objective: Objective,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.estimate import with_error
 from lossatlas.landscape.objective import Objective
 
 Kind = Literal["line", "chain", "bezier"]
@@ -51,6 +52,11 @@ class Connectivity:
     rule: Rule
     status: Literal["ok", "collapsed", "non-finite"] = "ok"
     reason: str = ""
+
+    def __repr__(self) -> str:
+        if self.status != "ok":
+            return f"Connectivity({self.status}: {self.reason})"
+        return f"Connectivity({with_error(self.value, self.stderr)} at t = {self.t_star:.4g})"
 
 
 @dataclass(frozen=True)

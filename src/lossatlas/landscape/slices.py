@@ -40,6 +40,10 @@ class Curve:
     batchnorm: str
     method: Method
 
+    def __repr__(self) -> str:
+        names = ", ".join(d.name for d in self.directions)
+        return f"Curve({names}: {len(self.positions)} points, {_headline(self)})"
+
     @property
     def distances(self) -> Tensor:
         """(k, T): |lambda| ||d|| / ||theta||."""
@@ -66,6 +70,10 @@ class Surface:
     batchnorm: str
     method: Method
 
+    def __repr__(self) -> str:
+        names = " x ".join(d.name for d in self.directions)
+        return f"Surface({names}: {len(self.alphas)} x {len(self.betas)} points, {_headline(self)})"
+
     @property
     def distances(self) -> Tensor:
         """(A, B): ||alpha d1 + beta d2|| / ||theta||."""
@@ -78,6 +86,14 @@ class Surface:
     def non_finite(self) -> int:
         """How many losses are not finite."""
         return int((~self.values["loss"].isfinite()).sum())
+
+
+def _headline(result: Curve | Surface) -> str:
+    losses = result.values["loss"]
+    finite = losses[losses.isfinite()]
+    span = f"{finite.min():.4g} to {finite.max():.4g}" if len(finite) else "nowhere finite"
+    bad = f", {result.non_finite} not finite" if result.non_finite else ""
+    return f"loss {result.center['loss']:.4g} at the centre, {span}{bad}"
 
 
 def evenly(a: float, b: float, points: int) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 TINY = Path(__file__).parent / "specs" / "tiny.toml"
 
 _PRELOADED = ["lossatlas.cli.running", "lossatlas.figures", "lossatlas.phases", "lossatlas.landscape.trace"]
+_PRELOADED += ["lossatlas.cli.local_running", "lossatlas.cli.mining_running", "lossatlas.cli.pair_running"]
 _PRELOADED += ["lossatlas.landscape.curve_fitting", "lossatlas.landscape.similarity", "sklearn.datasets", __name__]
 
 

@@ -1,5 +1,6 @@
 """The command: every mistake ends with one paragraph and exit code 2, and what need not be loaded is not."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,10 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("seeds=[]", ["seeds", "at least one"]),
         ("load.width=[]", ["load.width", "empty"]),
         ("load.width=[2.5]", ["load.width", "2.5 was given", "integers"]),
-        ("task.model.name=resnet", ["task.model.name", "'resnet' does not exist", "Did you mean resnet18?"]),
+        ("task.model.name=resnet", ["task.model.name", "'resnet' does not exist", "Did you mean resnet"]),
         ("task.data.name=mnist", ["task.data.name", "digits, cifar10"]),
-        ("task.data.n_train=99999", ["n_train", "99999 was given", "at most 1437"]),
-        ("temperature.batch_size=[16,999]", ["batch_size", "999 was given", "at most 200"]),
+        ("task.data.n_train=99999", ["'tiny'", "task.data.n_train: 99999 was given", "at most 1437"]),
+        ("temperature.batch_size=[16,999]", ["temperature.batch_size: 999 was given", "at most 200"]),
         ("task.model.name=nowhere:model", ["nowhere", "cannot be imported"]),
         ("task.model.name=math:nothing", ["math", "no function nothing"]),
         ("task.model.name=math:sqrt", ["model 'math:sqrt'", "raised"]),
@@ -66,6 +67,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wrong_spec_is_refused(assignment: str, words: list[str], tmp_path: Path) -> None:
     assert_refused(command.run(tmp_path, "run", TINY, "--set", assignment), *words)
     assert not list((tmp_path / "runs").rglob("result.json"))
+
+
+def test_sizes_are_refused_by_the_keys_that_set_them(tmp_path: Path) -> None:
+    settings = ['task.data={name="digits"}', "load={width=[2],n_train=[99999]}", "temperature={lr=[0.1]}"]
+    settings += ["train.optimizer={}", "train.batch_size=199999"]
+    done = command.run(tmp_path, "plan", TINY, *(part for text in settings for part in ("--set", text)))
+    assert_refused(done, "'tiny'", "load.n_train: 99999 was given", "train.batch_size: 199999 was given")
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
@@ -130,7 +138,8 @@ def test_damaged_archives_and_run_folders_are_refused(finished: Path, tmp_path: 
         ("spec.json", "{", [["run", "copy"], ["plan", "copy"]]),
         ("spec.json", "[]", [["run", "copy"]]),
         ("spec.json", '{"name": "x"}', [["run", "copy"]]),
-        ("plan.json", "{", [["status", "copy"], ["run", "copy"]]),
+        ("plan.json", "{", [["status", "copy"]]),
+        ("plan.json", "[]", [["status", "copy"]]),
         ("plan.json", '{"cells": [{"steps": [["a"]]}]}', [["status", "copy"]]),
     ):
         shutil.copytree(finished, tmp_path / "copy")
@@ -138,6 +147,35 @@ def test_damaged_archives_and_run_folders_are_refused(finished: Path, tmp_path: 
         for call in calls:
             assert_refused(command.run(tmp_path, *call), name)
         shutil.rmtree(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cells": 3}', None])
+def test_a_damaged_plan_is_made_again(content: str | None, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    plan = tmp_path / "copy" / "plan.json"
+    before = plan.read_text()
+    plan.unlink()
+    if content is not None:
+        plan.write_text(content)
+    told = command.run(tmp_path, "status", "copy")
+    assert_refused(told, "plan.json", "`lossatlas run copy` writes it again")
+    done = command.run(tmp_path, "run", "copy")
+    assert done.code == 0, done.err
+    assert " 0 of 16 steps to do" in done.err
+    assert [cell["steps"][0][2] for cell in json.loads(plan.read_text())["cells"]] == [
+        cell["steps"][0][2] for cell in json.loads(before)["cells"]
+    ]
+
+
+def test_without_its_plan_a_run_asks_for_a_store_that_is_elsewhere(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy" / "store").rename(tmp_path / "store")
+    (tmp_path / "copy" / "plan.json").write_text("{")
+    assert_refused(command.run(tmp_path, "run", "copy"), "plan.json", "--store")
+    done = command.run(tmp_path, "run", "copy", "--store", "store")
+    assert done.code == 0, done.err
+    assert " 0 of 16 steps to do" in done.err
+    assert "0 of 16 steps to do" in command.run(tmp_path, "run", "copy").err
 
 
 def test_a_folder_that_may_not_be_written_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -223,7 +261,9 @@ def test_phases_prints_and_writes_a_table(finished: Path, tmp_path: Path) -> Non
     assert header == ["width", "batch_size", "phase", "margin", "probability", "status", "reason"]
     assert [row[:2] for row in rows] == [["2", "16"], ["2", "64"], ["4", "16"], ["4", "64"]]
     assert (tmp_path / "phases.csv").read_text().splitlines()[0] == ",".join(header[:5])
-    assert '"train_loss": 0.5' in done.err
+    assert "Threshold of train_loss: 0.5 (given).\n" in done.err
+    assert "cka has no value in any cell.\n" in done.err
+    assert "Probabilities resample the seeds" in done.err
 
 
 def test_plan_runs_nothing(tmp_path: Path) -> None:
@@ -231,7 +271,7 @@ def test_plan_runs_nothing(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     plan = dict(line.split("\t") for line in done.out.splitlines())
     assert plan["models"] == "8"  # two values an axis and two seeds stay
-    assert plan["epochs"] == "16"
+    assert plan["epochs"] == "32"
     assert plan["load axis"] == "width: 2 4"
     assert "8 train, 8 evaluation, 8 hessian, 4 curve" in plan["steps"]
     assert plan["time"].startswith("about ")

@@ -193,6 +193,18 @@ def test_batches_are_normalised_and_keep_their_order() -> None:
     assert samples.targets.dtype == torch.long
 
 
+@pytest.mark.filterwarnings("error")
+def test_read_only_arrays_are_taken_without_a_warning() -> None:
+    inputs, targets = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(4) % 2
+    raw = RawData(inputs, targets, inputs, targets, 2)
+    expected = Samples(inputs, targets, raw).head(4)
+    inputs, targets = inputs.copy(), targets.copy()
+    for array in (inputs, targets):
+        array.setflags(write=False)
+    found = Samples(inputs, targets, raw).head(4)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
 def test_inputs_made_for_each_batch_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = np.random.default_rng(0).integers(0, 255, (9, 3, 4, 4)).astype(np.uint8)
     targets = np.zeros(9, int)

@@ -89,6 +89,11 @@ def legend_texts(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
+def sentences(figure: Figure) -> list[str]:
+    """From the top downwards."""
+    return [text.get_text() for text in sorted(by_gid(figure, "sentence"), key=lambda t: -t.get_position()[1])]
+
+
 def heights(axes, values) -> list[float]:
     return [axes.transData.transform((1.0, value))[1] for value in values]
 
@@ -229,6 +234,41 @@ def test_a_cell_without_value_is_hatched_and_a_missing_metric_is_named():
     assert legend_texts(figures.panels(make_cells())) == []
 
 
+def test_a_metric_that_no_cell_has_is_not_called_unmeasured():
+    cells = make_cells()
+    cells["train_loss"][:] = np.nan  # as where every model has diverged
+    figure = figures.panels(cells)
+    said = [a.get_title(loc="left") for a in figure.axes for t in a.texts if t.get_text() == "no value"]
+    assert [title[:3] for title in said] == ["(b)"]
+
+
+def test_slices_of_a_run_share_their_colours():
+    parts = [make_cells(), make_cells()]
+    parts[1]["cka"] = parts[1]["cka"] * 3.0
+    parts[1]["mode_connectivity"] = parts[1]["mode_connectivity"] * 3.0
+    whole = xr.concat(parts, dim=xr.Variable("label_noise", [0.0, 0.2]))
+    for name in ("cka", "mode_connectivity"):
+        limits = [by_gid(figures.panels(part, over=whole), name)[0].norm for part in parts]
+        assert (limits[0].vmin, limits[0].vmax) == (limits[1].vmin, limits[1].vmax)
+        assert limits[0].vmax == float(abs(whole[name]).max() if name != "cka" else whole[name].max())
+        assert limits[0].vmax > by_gid(figures.panels(parts[0]), name)[0].norm.vmax
+
+
+def test_a_title_names_the_slice_and_touches_nothing():
+    for figure in (
+        figures.panels(make_cells(), title="label_noise = 0.2"),
+        figures.phase_map(make_labels(trace=0.0), title="label_noise = 0.2"),
+        figures.connectivity(make_tree(), title="label_noise = 0.2"),
+    ):
+        drawn(figure)
+        assert figure.get_suptitle() == "label_noise = 0.2"
+        (title,) = [text for text in figure.texts if text.get_text() == "label_noise = 0.2"]
+        box = title.get_window_extent()
+        assert box.y1 <= figure.bbox.y1
+        others = [text.get_window_extent() for text in figure.texts if text is not title and text.get_text()]
+        assert not any(box.overlaps(other) for other in [*others, *(a.get_tightbbox() for a in figure.axes)])
+
+
 @pytest.mark.parametrize(
     "axes",
     [
@@ -336,30 +376,89 @@ def test_a_cell_without_value_breaks_the_lines_and_is_hatched():
 
 
 def test_a_loss_above_its_limit_decides_without_a_trace():
-    labels = make_labels(trace=np.nan, loss=lambda u, v: 0.02 * np.exp(np.log(6.0) - u + 0 * v))
-    names = [line.name for line in boundaries(labels, grid_of(labels)).found]
-    assert names == ["mode_connectivity", "cka"]  # without any label there is nothing sharp to part from flat
+    loss = lambda u, v: 0.02 * np.exp(np.log(6.0) - u + 0 * v)  # noqa: E731
+    labels = make_labels(trace=np.nan, loss=loss)
+    nothing = boundaries(labels, grid_of(labels))
+    assert (nothing.found, nothing.sentences) == ((), ())  # without any label there is nothing to part
+    labels = make_labels(trace=lambda u, v: np.where(v < np.log(48.0), 0.0 * u, np.nan), loss=loss)
     labels["phase"][:] = np.where(labels["train_loss"] > 0.02, "II", "IV-A")
     sharp = boundaries(labels, grid_of(labels)).found[0]
     field = sharp.field[STEPS:-STEPS:STEPS, STEPS:-STEPS:STEPS]
-    above = labels["train_loss"].transpose("batch_size", "width") > 0.02
-    np.testing.assert_array_equal(np.isfinite(field), above)
+    decided = (labels["train_loss"] > 0.02) | labels["ln_trace"].notnull()
+    np.testing.assert_array_equal(np.isfinite(field), decided.transpose("batch_size", "width"))
 
 
-def test_a_metric_without_transition_has_no_line_and_the_legend_says_so():
+def test_a_metric_without_transition_has_no_line_and_a_sentence_says_so():
     origin = {"train_loss": "no transition", "cka": "no transition"}
     cka = lambda u, v: 0.7 + 0.1 * (v - 4) + 0 * u  # noqa: E731
     labels = make_labels(trace=lambda u, v: 5.5 + 2 - u + 0 * v, cka=cka, origin=origin)
     figure = figures.phase_map(labels)
     assert by_gid(figure, "cka") == []
-    texts = legend_texts(figure)
-    assert texts == ["ln trace = 5.5", "mc = −1.75", "loss: no transition", "CKA: no transition"]
+    assert legend_texts(figure) == ["ln trace = 5.5"]
+    assert sentences(figure) == ["none poorly connected: mc ≥ −1.75", "loss: no transition", "CKA: no transition"]
 
 
 def test_no_transition_may_have_made_every_cell_sharp():
     labels = make_labels(trace=lambda u, v: 5.5 + 2 - u + 0 * v, loss=1.0, origin={"train_loss": "no transition"})
     assert set(labels["phase"].values.flat) == {"II"}
-    assert by_gid(figures.phase_map(labels), "sharp") == []
+    figure = figures.phase_map(labels)
+    assert by_gid(figure, "sharp") == []
+    # It is not the trace that made them sharp, so its threshold is not named.
+    assert sentences(figure) == ["all sharp", "none poorly connected: mc ≥ −1.75", "loss: no transition"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"trace": 8.0, "loss": 1.0, "mc": -9.0},
+            ["all sharp: ln trace > 5.5 or loss > 0.02", "all poorly connected: mc < −1.75"],
+        ),
+        (
+            {"trace": 0.0, "mc": 0.0, "cka": 0.9},
+            [
+                "all flat: ln trace ≤ 5.5 and loss ≤ 0.02",
+                "none poorly connected: mc ≥ −1.75",
+                "IV is all IV-B: CKA ≥ 0.7",
+            ],
+        ),
+        (
+            {"trace": lambda u, v: 5.5 + 2 - u + 0 * v, "mc": -9.0},
+            ["all poorly connected: mc < −1.75"],
+        ),
+    ],
+)
+def test_a_test_with_all_cells_on_one_side_is_a_sentence_and_no_line(values, said):
+    figure = drawn(figures.phase_map(make_labels(**values)))
+    lines = [gid for gid in ("sharp", "mode_connectivity", "cka") if by_gid(figure, gid)]
+    assert lines == (["sharp"] if callable(values["trace"]) else [])
+    assert legend_texts(figure) == (["ln trace = 5.5 or loss = 0.02"] if lines else [])
+    assert sentences(figure) == said
+    frame = figure.bbox
+    boxes = [text.get_window_extent() for text in by_gid(figure, "sentence")]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 for box in boxes)
+    boxes += [figure.axes[0].get_tightbbox(), *(legend.get_window_extent() for legend in figure.legends if lines)]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_line_has_its_style_in_the_legend():
+    labels = make_labels(trace=0.0, mc=lambda u, v: -1.75 + np.log(48.0) - v + 0 * u)
+    figure = figures.phase_map(labels)
+    (line,), (legend,) = by_gid(figure, "mode_connectivity"), figure.legends
+    (entry,) = legend.get_lines()
+    assert [text.get_text() for text in legend.get_texts()] == ["mc = −1.75"]
+    assert entry.get_linewidth() == line.get_linewidths()[0]
+    # The contour's dashes are (offset, lengths) in points, those of the entry the same in line widths.
+    np.testing.assert_allclose(line.get_linestyles()[0][1], np.multiply(entry._dash_pattern[1], 1.0), rtol=1e-12)
+
+
+def test_values_on_a_threshold_are_parted_by_a_line():
+    # mc = 0 is not poor at the threshold 0: a line runs although no cell lies above it.
+    labels = make_labels(trace=0.0, mc=lambda u, v: np.where(v > np.log(48.0), -9.0, -1.75) + 0 * u)
+    figure = figures.phase_map(labels)
+    assert set(labels["phase"].values.flat) == {"III", "IV-B"}
+    assert legend_texts(figure) == ["mc = −1.75"]
+    assert len(vertices(figure, "mode_connectivity")) > 1
 
 
 def test_cells_have_the_colour_of_their_phase_and_names_stand_in_their_region():
@@ -471,7 +570,7 @@ def test_a_cell_without_curves_says_so_and_has_no_mc():
     tree["pairs"]["mode_connectivity"][0] = np.nan
     figure = figures.connectivity(tree)
     (empty,) = by_gid(figure, "cell-0-0")
-    assert [text.get_text() for text in empty.texts] == ["not measured"]
+    assert [text.get_text() for text in empty.texts] == ["no value"]
     assert len(empty.lines) == 0
 
 

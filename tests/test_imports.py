@@ -21,6 +21,8 @@ LAYERS = [
     "landscape",
     "results",
     "slice_results",
+    "local_results",
+    "pair_results",
     "measures",
     "specs",
     "presets",

@@ -174,13 +174,13 @@ def test_more_points_can_only_enlarge_the_deviation():
 def test_a_collapsed_end_has_no_connectivity(which):
     errors = [1.0, 5.0, 50.0, 5.0, 1.0]
     errors[which] = 200 / 3  # C = 3: 100 - 100/3, in another rounding
-    result = paths.connectivity(errors, TS, classes=3)
+    result = paths.connectivity(errors, TS, guessing=100 - 100 / 3)
     assert result.status == "collapsed"
     assert "66.6667%" in result.reason
     assert math.isnan(result.value)
     assert math.isnan(result.t_star)
     assert result.ends[which] == errors[which]
-    assert paths.connectivity(errors, TS, classes=4).status == "ok"
+    assert paths.connectivity(errors, TS, guessing=75.0).status == "ok"
     assert paths.connectivity(errors, TS).status == "ok"  # a loss, or an unknown number of classes
 
 

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from lossatlas import phases, published, results, summary
+from lossatlas.cli.explore import labelled, note_rule
 from lossatlas.errors import UserError
 from lossatlas.results import REASON, STATUS, Axis, Quantity
 
@@ -376,8 +377,97 @@ def test_auto_answers_no_transition_on_noise_and_keeps_one_label() -> None:
     assert set(json.loads(labels.attrs["origin"]).values()) == {"no transition"}
     assert set(labels["phase"].values.ravel()) == {"IV-B"}
     assert labels["margin"].isnull().all()  # no test decides anything
+    assert json.loads(labels.attrs["sides"]) == {
+        "ln_trace": "not sharp",
+        "train_loss": "not sharp",
+        "mode_connectivity": "not poorly connected",
+        "cka": "IV-B where it is IV",
+    }
     strict = phases.label(grid(cells), auto=True, thresholds=phases.Thresholds(cka=0.95))
     assert set(strict["phase"].values.ravel()) == {"IV-A"}
+    assert json.loads(strict.attrs["origin"])["cka"] == "given"
+
+
+def stepped() -> xr.DataTree:
+    """A grid whose four metrics have clear steps, far from the default thresholds."""
+    rng = np.random.default_rng(9)
+    cells = {
+        (i, j): {
+            "loss": math.exp((-9.0 if i + j > 6 else -1.0) + 0.1 * rng.standard_normal()),
+            "trace": math.exp((1.0 if i + j > 6 else 4.0) + 0.1 * rng.standard_normal()),
+            "mc": (0.0 if i > 2 else -40.0) + 0.1 * rng.standard_normal(),
+            "cka": (0.6 if j > 3 else 0.2) + 0.01 * rng.standard_normal(),
+        }
+        for i, j in itertools.product(range(1, 7), range(1, 7))
+    }
+    return grid(cells)
+
+
+def test_a_given_threshold_wins_over_auto() -> None:
+    for given in ({"ln_trace": 7.0}, {"ln_trace": 5.5, "cka": 0.7}):  # also one that equals the default
+        labels = phases.label(stepped(), thresholds=given, auto=True)
+        origins, thresholds = (json.loads(labels.attrs[name]) for name in ("origin", "thresholds"))
+        assert origins == {name: "given" if name in given else "auto" for name in origins}
+        assert {name: thresholds[name] for name in given} == given
+    plain = phases.label(stepped(), thresholds={"ln_trace": 5.5})
+    assert json.loads(plain.attrs["origin"]) == {
+        "ln_trace": "given",
+        "train_loss": "default",
+        "mode_connectivity": "default",
+        "cka": "default",
+    }
+
+
+def test_an_unknown_or_useless_given_threshold_is_refused() -> None:
+    with pytest.raises(UserError, match="no threshold of sharpness"):
+        phases.label(stepped(), thresholds={"sharpness": 1.0})
+    with pytest.raises(UserError, match="cka is nan"):
+        phases.label(stepped(), thresholds={"cka": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "auto", "expected"),
+    [
+        ({}, [], True, "auto auto auto auto"),
+        ({}, ["ln_trace=7"], True, "given auto auto auto"),
+        ({"auto": True, "ln_trace": 2.0}, [], None, "given auto auto auto"),
+        ({"auto": True}, ["ln_trace=2"], None, "given auto auto auto"),
+        ({"auto": True, "cka": 0.3}, ["ln_trace=2"], None, "given auto auto given"),
+        ({"auto": True, "cka": 0.3}, [], False, "default default default given"),
+        ({"cka": 0.3}, ["cka=0.4"], None, "default default default given"),
+    ],
+)
+def test_thresholds_come_from_the_options_then_the_spec_then_the_grid(
+    spec: dict, settings: list[str], auto: bool | None, expected: str
+) -> None:
+    tree = stepped()
+    tree.attrs["spec"] = json.dumps({"phases": spec})
+    labels = labelled(tree, settings, auto=auto)
+    assert list(json.loads(labels.attrs["origin"]).values()) == expected.split()
+    given = dict(setting.split("=") for setting in settings)
+    thresholds = json.loads(labels.attrs["thresholds"])
+    for name, value in (spec | given).items():
+        assert name == "auto" or thresholds[name] == float(value)
+
+
+def test_what_labels_rest_on_is_said_in_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    tree = stepped()
+    del tree["pairs"]["mode_connectivity"]
+    tree["models"]["train_loss"][:] = 0.001 + 1e-6 * np.arange(tree["models"]["train_loss"].size).reshape(6, 6, 3)
+    note_rule(phases.label(tree, thresholds={"cka": 0.3}, auto=True))
+    said = capsys.readouterr()
+    assert said.out == ""
+    trace, loss, mc, cka, resampled = said.err.splitlines()
+    assert trace.startswith("Threshold of ln_trace: ")
+    assert trace.endswith(" (auto: derived from this grid).")
+    assert loss == "train_loss shows no transition in this grid (auto): by it all cells are not sharp."
+    assert mc == "mode_connectivity has no value in any cell."
+    assert cka == "Threshold of cka: 0.3 (given)."
+    assert resampled == "Probabilities resample the seeds at these thresholds; nothing is held fixed."
+    note_rule(phases.label(grid({(2, 8): {**FLAT, "mc": 0.0, "cka": 0.9}}, n_seeds=2)))
+    said = capsys.readouterr()
+    assert "Threshold of mode_connectivity: -1.75 (default)." in said.err
+    assert "mode_connectivity held fixed: one curve; cka held fixed: one pair." in said.err
 
 
 def test_auto_leaves_unmeasured_metrics_unknown() -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from lossatlas import published, results, summary, unpickle
 from lossatlas.errors import FileError
+from lossatlas.measures import STEPS
 
 SENTINEL = "executed"
 
@@ -289,6 +290,25 @@ def test_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(published, "MAX_ARCHIVE", 500)
     with pytest.raises(FileError, match=r"unpacked, has \d+ bytes.* at most 500"):
         published.read(archive)
+
+
+def test_a_curve_that_unpacks_to_much_more_is_refused_before_it_does(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, ts=np.zeros(2**22))  # 32 MB of zeros in 33 kB
+    assert len(stream.getvalue()) < 10**5
+    lay_out(tmp_path, place(), {**metrics(), "curve_test.npz": stream.getvalue()})
+    with pytest.raises(FileError, match=r"curve_test\.npz, unpacked, has 3\d{7} bytes, too many"):
+        published.read(tmp_path)
+
+
+def test_units_are_written_as_in_results_of_ones_own(tmp_path: Path) -> None:
+    tree = published.read(lay_out(tmp_path, place(), metrics()))
+    ours = {q.name: q.units for step in STEPS for group in step.quantities.values() for q in group}
+    for group in ("models", "pairs"):
+        units = {str(name): v.attrs["units"] for name, v in tree[group].data_vars.items()}
+        assert units == {name: ours.get(name, "1") for name in units}
+    cells = summary.cells(tree)
+    assert cells["test_accuracy"].attrs["units"] == cells["test_accuracy_se"].attrs["units"] == "%"
 
 
 def test_links_and_paths_out_of_an_archive_are_not_followed(tmp_path: Path) -> None:

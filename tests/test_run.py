@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import xarray as xr
 
 import command
 from command import TINY, Running
-from lossatlas import results
+from lossatlas import figures, results, summary
+from lossatlas.cli.explore import draw, labelled
 
 STEPS = 48  # 4 cells of 2 models, 2 measures of each, 5 of their pair and 1 of the cell
 
@@ -239,9 +241,85 @@ def test_a_folder_of_another_experiment_is_refused(undisturbed: Path, tmp_path: 
     refused = command.run(tmp_path, "run", spec, "--out", undisturbed)
     assert refused.code == 2
     assert "Traceback" not in refused.err
-    assert "train.epochs: the folder has 4, the spec 5" in refused.err
+    assert "train.epochs: the folder has 8, the spec 5" in refused.err
     assert "task.data.n_train: the folder has 200, the spec 150" in refused.err
     assert "task.data.label_noise: the folder has 0.1, the spec 0.0" in refused.err
+
+
+def test_a_default_that_is_spelled_out_is_the_same_experiment(
+    undisturbed: Path, copy: Path, tmp_path: Path
+) -> None:
+    spec = command.edited(
+        tmp_path,
+        model='model = { name = "mlp", depth = 1 }',
+        optimizer="optimizer = { lr = 0.1, momentum = 0.9 }",
+        schedule='schedule = { name = "step", factor = 0.1 }',
+    )
+    done = command.run(tmp_path, "run", spec, "--out", copy)
+    assert done.code == 0, done.err
+    assert f"0 of {STEPS} steps to do" in done.err
+    assert "leaves out" not in done.err
+    deeper = command.edited(tmp_path, model='model = { name = "mlp", depth = 2 }')
+    refused = command.run(tmp_path, "run", deeper, "--out", undisturbed)
+    assert refused.code == 2
+    assert "has 1 problem:\n  - task.model.depth: the folder has 1, the spec 2\n" in refused.err
+    assert refused.err.splitlines()[-1].startswith("Choose another folder with --out")
+
+
+def test_what_a_narrower_spec_leaves_out_is_said_and_comes_back(
+    undisturbed: Path, copy: Path, tmp_path: Path
+) -> None:
+    narrow = command.edited(tmp_path, seeds="seeds = [0]", load="load = { width = [4] }", cka="")
+    done = command.run(tmp_path, "run", narrow, "--out", copy)
+    assert done.code == 0, done.err
+    assert "leaves out what" in done.err
+    assert "holds: seed 1; width 2; measure cka." in done.err
+    assert results.load(copy / "results.nc")["models"].sizes["seed"] == 1
+    back = command.run(tmp_path, "run", TINY, "--out", copy)
+    assert back.code == 0, back.err
+    assert f"0 of {STEPS} steps to do" in back.err
+    assert "leaves out" not in back.err
+    assert_identical(results.load(undisturbed / "results.nc"), results.load(copy / "results.nc"))
+
+
+def test_a_run_says_what_its_labels_rest_on(tmp_path: Path) -> None:
+    spec = command.edited(tmp_path, connectivity="", hessian="", load="load = { width = [2] }")
+    with spec.open("a") as file:
+        file.write("\n[phases]\nauto = true\ncka = 0.5\n")
+    done = command.run(tmp_path, "run", spec, "--out", "out")
+    assert done.code == 0, done.err
+    assert "Threshold of cka: 0.5 (given).\n" in done.err
+    assert "train_loss shows no transition in this grid (auto): by it all cells are " in done.err
+    assert "cka held fixed: one pair" in done.err
+
+
+def test_a_second_load_gives_named_figures_with_the_same_colours(tmp_path: Path) -> None:
+    spec = command.edited(
+        tmp_path,
+        connectivity="",
+        hessian="",
+        data='data = { name = "digits", n_train = 200 }',
+        load="load = { width = [2, 4], label_noise = [0.0, 0.2] }",
+    )
+    done = command.run(tmp_path, "run", spec, "--out", "out")
+    assert done.code == 0, done.err
+    tree = results.load(tmp_path / "out" / "results.nc")
+    drawn = {}
+
+    def record(part: xr.DataTree, labels: xr.Dataset, **options: Any) -> dict[str, Any]:
+        drawn[options["title"]] = figures.panels(
+            summary.cells(part), title=options["title"], over=options["over"]
+        ).findobj(lambda artist: artist.get_gid() == "train_loss")[0]
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_all", record)
+        draw(tree, labelled(tree), tmp_path)
+    assert set(drawn) == {"label_noise = 0", "label_noise = 0.2"}
+    limits = {(mesh.norm.vmin, mesh.norm.vmax) for mesh in drawn.values()}
+    whole = summary.cells(tree)["train_loss"]
+    assert limits == {(float(whole.min()), float(whole.max()))}
+    assert (tmp_path / "out" / "figures" / "panels-label_noise-0.2.pdf").is_file()
 
 
 def test_a_folder_takes_more_of_the_same(undisturbed: Path, copy: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def problems(**changes: Any) -> list[str]:
         ({"measures__connectivity__pairs": [[0, 7]]}, "measures.connectivity.pairs: [0, 7] was given; allowed ar"),
         # Unknown names, what is missing, and what is given twice
         ({"task__data__name": "cifar"}, "task.data.name: 'cifar' does not exist; allowed are digits, cifar10, or"),
-        ({"task__model__name": "mpl"}, "task.model.name: 'mpl' does not exist; allowed are mlp, cnn, resnet18, o"),
+        ({"task__model__name": "mpl"}, "task.model.name: 'mpl' does not exist; allowed are mlp, cnn, resnet18, r"),
         ({"task__loss": "mse"}, "task.loss: 'mse' does not exist; allowed are cross_entropy, or your own as modu"),
         ({"name": ...}, "name: missing; it must be given"),
         ({"train__epochs": ...}, "train.epochs: missing; it must be given"),
@@ -305,3 +305,9 @@ def test_defaults_are_what_they_were() -> None:
         "data": "train",
     }
     assert CKA().model_dump() == {"protocol": "lossatlas", "data": "train", "images": 2560, "mixup_alpha": 16.0}
+
+
+def test_a_pair_given_twice_is_one_pair() -> None:
+    given = Connectivity.model_validate({"pairs": [[0, 2], [2, 0], [1, 0], [0, 2]]})
+    assert given.pairs == ((0, 2), (0, 1))
+    assert chosen_pairs(given, [0, 1, 2]) == [(0, 2), (0, 1)]

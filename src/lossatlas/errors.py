@@ -8,13 +8,16 @@ class UserError(Exception):
 
 
 class SpecError(UserError):
-    """Everything that is wrong with a spec, all at once: one line a problem."""
+    """Everything that is wrong with a spec, all at once: one line a problem, then the way out if there is one."""
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    def __init__(self, source: str, problems: list[str], advice: str = "") -> None:
         self.source = source
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
+        super().__init__(
+            f"{source} has {count}:\n"
+            + "\n".join([*(f"  - {line}" for line in problems), *filter(None, [advice])])
+        )
 
 
 class FileError(UserError):

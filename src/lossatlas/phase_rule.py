@@ -38,6 +38,12 @@ class Thresholds:
 
 
 METRICS = tuple(each.name for each in fields(Thresholds))
+SIDES = {  # what a test calls the cells that fail it and those that pass it
+    "ln_trace": ("not sharp", "sharp"),
+    "train_loss": ("not sharp", "sharp"),
+    "mode_connectivity": ("not poorly connected", "poorly connected"),
+    "cka": ("IV-A where it is IV", "IV-B where it is IV"),
+}
 
 
 @dataclass(frozen=True)

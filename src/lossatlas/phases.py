@@ -20,7 +20,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lossatlas import results, summary, transition
-from lossatlas.phase_rule import METRICS, PHASES, Cutoff, Thresholds, decide, is_fourth, mad, margins, passes
+from lossatlas.errors import UserError
+from lossatlas.phase_rule import (
+    METRICS,
+    PHASES,
+    SIDES,
+    Cutoff,
+    Thresholds,
+    decide,
+    is_fourth,
+    mad,
+    margins,
+    passes,
+)
 from lossatlas.results import REASON, STATUS, Quantity
 from lossatlas.summary import Floats
 
@@ -35,7 +47,7 @@ _SCALES = {"train_loss": (np.log, math.exp), "mode_connectivity": (np.arcsinh, m
 _QUANTITIES = (
     Quantity("ln_trace", "1", "ln Hessian trace", "natural log of the mean over ok seeds"),
     Quantity("train_loss", "nat", "training loss", "mean over ok seeds"),
-    Quantity("mode_connectivity", "percent", "mode connectivity", "mean over measured pairs"),
+    Quantity("mode_connectivity", "%", "mode connectivity", "mean over measured pairs"),
     Quantity("cka", "1", "CKA similarity", "mean over measured pairs"),
 )
 _PHASE = Quantity("phase", "1", "phase", "I, II, III, IV-A or IV-B by the thresholds in the attributes")
@@ -46,7 +58,7 @@ _PROBABILITY = Quantity("probability", "1", "probability", "share of resamplings
 def label(
     tree: xr.DataTree,
     *,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Mapping[str, float] | None = None,
     auto: bool = False,
     seed: int = 0,
     draws: int = 2000,
@@ -63,10 +75,12 @@ def label(
     different seeds, and given that a label can be decided. A pair metric with one measured pair is held fixed,
     which the attribute `held_fixed` tells (with two seeds, both are). NaN with fewer than two ok seeds.
 
-    `auto` derives the thresholds from the grid: Otsu on ln trace, ln loss, asinh of mode connectivity, and CKA
-    among the cells of IV, the only ones it decides. A metric without a transition (see `transition`) puts all
-    cells on the side of its median with regard to `thresholds`. The attributes tell thresholds, their origin and
-    the evidence as JSON. Raises FileError if the tree has no models.
+    `thresholds` holds those that are given, as a mapping from the metrics' names; of a `Thresholds`, those count
+    as given that differ from the defaults. `auto` derives the others from the grid: Otsu on ln trace, ln loss,
+    asinh of mode connectivity, and CKA among the cells of IV, the only ones it decides. A metric without a
+    transition (see `transition`) puts all cells on the side of its median with regard to its default. The
+    attributes tell thresholds, their origin and the evidence as JSON. Raises FileError if the tree has no models,
+    UserError if a threshold is no finite number or there is no such metric.
     """
     cells = summary.cells(tree)
     dims = tuple(str(dim) for dim in cells["n_ok"].dims)
@@ -75,7 +89,7 @@ def label(
         name: cells[source].values if (source := _SOURCES.get(name, name)) in cells else nothing
         for name in METRICS
     }
-    cutoffs = _cutoffs(values, thresholds or Thresholds(), auto=auto, seed=seed)
+    cutoffs = _cutoffs(values, thresholds, auto=auto, seed=seed)
     codes = decide(values, cutoffs)
     scales = {name: mad(values[name]) for name in METRICS}
     held = summary.ok_values(tree)
@@ -126,19 +140,35 @@ def _text(value: Any) -> str:
     return str(int(number)) if number.is_integer() else f"{number:.6g}"
 
 
-def _cutoffs(values: Mapping[str, Floats], reference: Thresholds, *, auto: bool, seed: int) -> dict[str, Cutoff]:
-    """Fix the threshold of every metric: as given, or from the grid."""
-    given = asdict(reference)
+def _cutoffs(
+    values: Mapping[str, Floats], thresholds: Thresholds | Mapping[str, float] | None, *, auto: bool, seed: int
+) -> dict[str, Cutoff]:
+    """Fix every threshold: one that is given always wins, the others are defaults or come from the grid."""
     usual = asdict(Thresholds())
-    cutoffs = {name: Cutoff(x, "default" if x == usual[name] else "given") for name, x in given.items()}
-    if not auto:
-        return cutoffs
-    for name in METRICS:  # CKA comes last: its cells depend on the other cuts
-        grid = values[name]
-        if name == "cka":
-            grid = np.where(is_fourth(values, cutoffs), grid, np.nan)
-        cutoffs[name] = _from_grid(name, grid, given[name], seed=seed)
+    given = _given(thresholds, usual)
+    cutoffs = {
+        name: Cutoff(given.get(name, default), "given" if name in given else "default")
+        for name, default in usual.items()
+    }
+    for name in METRICS if auto else ():  # CKA comes last: its cells depend on the other cuts
+        if name not in given:
+            grid = values[name]
+            if name == "cka":
+                grid = np.where(is_fourth(values, cutoffs), grid, np.nan)
+            cutoffs[name] = _from_grid(name, grid, usual[name], seed=seed)
     return cutoffs
+
+
+def _given(thresholds: Thresholds | Mapping[str, float] | None, usual: Mapping[str, float]) -> dict[str, float]:
+    if isinstance(thresholds, Thresholds):
+        return {name: x for name, x in asdict(thresholds).items() if x != usual[name]}
+    given = dict(thresholds or {})
+    if unknown := given.keys() - usual.keys():
+        raise UserError(
+            f"There is no threshold of {', '.join(sorted(unknown))}. There is one of {', '.join(usual)}."
+        )
+    Thresholds(**given)  # refuses what is no finite number
+    return given
 
 
 def _from_grid(name: str, grid: Floats, reference: float, *, seed: int) -> Cutoff:
@@ -247,6 +277,7 @@ def _attributes(
     return {
         "thresholds": json.dumps({name: cutoff.threshold for name, cutoff in cutoffs.items()}),
         "origin": json.dumps({name: cutoff.origin for name, cutoff in cutoffs.items()}),
+        "sides": json.dumps({k: SIDES[k][c.forced] for k, c in cutoffs.items() if c.forced is not None}),
         "threshold_sources": json.dumps({each.name: each.metadata["source"] for each in fields(Thresholds)}),
         "evidence": json.dumps(evidence),
         "margin_scales": json.dumps({name: _json_number(scale) for name, scale in scales.items()}),

@@ -41,17 +41,17 @@ _BATCH = "one random batch of 200 training images"
 MODEL_QUANTITIES = (
     Quantity("train_loss", "nat", "training loss", _LOSS),
     Quantity("test_loss", "nat", "test loss", _LOSS),
-    Quantity("train_error", "percent", "training error", _ERROR),
-    Quantity("test_error", "percent", "test error", _ERROR),
-    Quantity("hessian_eig", "1", "top Hessian eigenvalue", f"power iteration, largest magnitude, {_BATCH}"),
-    Quantity("hessian_trace", "1", "Hessian trace", f"Hutchinson until its mean hardly moves, {_BATCH}"),
+    Quantity("train_error", "%", "training error", _ERROR),
+    Quantity("test_error", "%", "test error", _ERROR),
+    Quantity("hessian_eig", "nat", "top Hessian eigenvalue", f"power iteration, largest magnitude, {_BATCH}"),
+    Quantity("hessian_trace", "nat", "Hessian trace", f"Hutchinson until its mean hardly moves, {_BATCH}"),
     STATUS,
     REASON,
 )
 _BARRIER = "h - E(t*): h mean training error of the curve's own ends, t* first maximum of |h - E(t)|, 5 points"
 _CKA = "linear CKA of softmax outputs on mixup (alpha 16) of training images, mean of two draws (both orders)"
 PAIR_QUANTITIES = (
-    Quantity("mode_connectivity", "percent", "mode connectivity", f"{_BARRIER}, [Yang2021] eq. 4"),
+    Quantity("mode_connectivity", "%", "mode connectivity", f"{_BARRIER}, [Yang2021] eq. 4"),
     Quantity("t_star_at_end", "1", "t* is an end point of the curve", "1 where mode_connectivity rests on it"),
     Quantity("cka", "1", "CKA similarity", _CKA),
     Quantity("cka_se", "1", "standard error of CKA similarity", "half the difference of the two draws"),
@@ -61,7 +61,7 @@ PAIR_QUANTITIES = (
 )
 _CURVE_KEYS = {"train_loss": "tr_nll", "train_error": "tr_err", "test_loss": "te_nll", "test_error": "te_err"}
 CURVE_QUANTITIES = tuple(
-    Quantity(name, "nat" if "loss" in name else "percent", f"{name} on the curve", "BatchNorm re-estimated at t")
+    Quantity(name, "nat" if "loss" in name else "%", f"{name} on the curve", "BatchNorm re-estimated at t")
     for name in _CURVE_KEYS
 )
 
@@ -240,11 +240,11 @@ def _read_curve(member: _Member, pairs: Records, curves: Records) -> None:
     """Read the one curve of a cell, between seeds 0 and 1, and what the authors' notebook makes of it."""
     try:
         with np.load(io.BytesIO(member.content), allow_pickle=False) as arrays:
+            unpacked = sum(info.file_size for info in arrays.zip.infolist())  # no more than that is ever unpacked
+            _check_size(f"{member.name}, unpacked,", unpacked, limit=MAX_MEMBER)
             wanted = {name: arrays[key] for name, key in (*_CURVE_KEYS.items(), ("t", "ts"))}
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise FileError(
-            f"{member.name} is damaged: it cannot be read as an npz file ({error}). Get it again."
-        ) from error
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise FileError(f"{member.name} is damaged: it is no npz file ({error}). Get it again.") from error
     curve = {name: np.asarray(array, dtype=np.float64) for name, array in wanted.items()}
     if not np.array_equal(curve["t"], np.linspace(0, 1, 5)) or any(x.shape != (5,) for x in curve.values()):
         raise ValueError("a curve has 5 values of each quantity, at t = 0, .25, .5, .75, 1")

@@ -34,6 +34,7 @@ class Entry:
     about: str
     options: Mapping[str, int | None] = field(default_factory=dict)
     facts: Facts | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # further arguments that make the name what it is
 
 
 DATA = {
@@ -65,6 +66,16 @@ MODELS = {
         "ResNet18 for 32 x 32 images with channels k, 2k, 4k, 8k, where k is `width`",
         {"width": None},
     ),
+}
+MODELS |= {
+    f"resnet{depth}{'' if skip else '-noskip'}": Entry(
+        "lossatlas.tasks.models:cifar_resnet",
+        f"ResNet{depth} for 32 x 32 images{'' if skip else ' without shortcuts'}, channels k, 2k, 4k, k = `width`",
+        {"width": 16},
+        fixed={"depth": depth, "skip": skip},
+    )
+    for depth in (32, 56, 110)
+    for skip in (True, False)
 }
 
 LOSSES = {

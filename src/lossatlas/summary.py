@@ -21,7 +21,8 @@ from lossatlas.results import REASON, STATUS, Quantity
 Floats = NDArray[np.float64]
 
 # Worst first. A status that is not listed here ranks as bad as "failed".
-SEVERITY = ("missing", "failed", "diverged", "collapsed", "unconverged", "degenerate", "ok")
+SEVERITY = ("missing", "failed", "diverged", "non-finite", "collapsed", "unconverged", "degenerate", "ok")
+USABLE = ("ok", "unconverged")  # models whose values count; what has not converged carries its residual or error
 LOGGED = ("hessian_eig", "hessian_trace")  # [Yang2021] plots the natural log of their mean over seeds
 # Variables that tell how another one was estimated, not something of the landscape.
 _ANCILLARY = ("_se", "_residual", "_matvecs", "_probes", "_converged", "_at_end", "_n", "_seed")
@@ -95,7 +96,7 @@ def ok_values(tree: xr.DataTree) -> OkValues:
         raise FileError("The results have no group `models`, so there is nothing to summarise.")
     models = tree["models"].to_dataset()
     dims = tuple(str(dim) for dim in models["status"].dims if dim != "seed")
-    ok = np.asarray(models["status"].transpose(*dims, "seed").values.astype(str) == "ok")
+    ok = np.isin(models["status"].transpose(*dims, "seed").values.astype(str), USABLE)
     of_models = {name: np.where(ok, values, np.nan) for name, values in _numeric(models, (*dims, "seed"))}
     of_pairs: dict[str, Floats] = {}
     if "pairs" in tree.children:
@@ -198,11 +199,11 @@ def _add(
 
 
 def _add_accuracy(summary: xr.Dataset) -> None:
-    quantity = Quantity("test_accuracy", "percent", "test accuracy", "100 - test_error")
+    quantity = Quantity("test_accuracy", "%", "test accuracy", "100 - test_error")
     summary["test_accuracy"] = (100.0 - summary["test_error"]).assign_attrs(quantity.attrs())
     if "test_error_se" in summary:
         described = {"long_name": "standard error of test accuracy", "estimator": "that of test_error"}
-        summary["test_accuracy_se"] = summary["test_error_se"].assign_attrs(units="percent", **described)
+        summary["test_accuracy_se"] = summary["test_error_se"].assign_attrs(units="%", **described)
 
 
 def _add_pairs(

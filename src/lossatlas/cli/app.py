@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lossatlas.cli import explore, sweep
-from lossatlas.cli.output import INTERRUPTED, note, say
+from lossatlas.cli import explore, local, pair, sweep
+from lossatlas.cli.output import say
 
 app = typer.Typer(
     name="lossatlas",
@@ -25,6 +23,12 @@ app.command()(sweep.run)
 app.command()(sweep.status)
 app.command()(explore.phases)
 app.command()(explore.figures)
+app.command()(local.spectrum)
+app.command()(local.line)
+app.command()(local.surface)
+app.command()(local.mine)
+app.command()(pair.connect)
+app.command()(pair.compare)
 
 
 @app.callback(invoke_without_command=True)
@@ -37,13 +41,3 @@ def about(
 
         say(version_of("lossatlas"))
         raise typer.Exit
-
-
-def main() -> None:
-    """Run the command; models and data of one's own are looked for in the current folder too."""
-    sys.path.append(str(Path.cwd()))  # last, so that a file of theirs never stands in for a library
-    try:
-        app()
-    except KeyboardInterrupt:
-        note("Interrupted.")
-        sys.exit(INTERRUPTED)

@@ -26,15 +26,26 @@ Source = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="A threshold: ln_trace, train_loss, mode_connectivity or cka.", metavar="KEY=VALUE"
+        "--set",
+        help="A threshold: ln_trace, train_loss, mode_connectivity or cka. "
+        "It wins over --auto and the run's spec.",
+        metavar="KEY=VALUE",
     ),
 ]
-AutoOption = Annotated[bool, typer.Option("--auto", help="Derive the thresholds from the grid.")]
+AutoOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--auto/--no-auto",
+        help="Derive from the grid the thresholds that neither --set nor the run's spec gives "
+        "[default: as the run's spec says].",
+        show_default=False,
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option(help="Write the table here as CSV.")]
 
 
 @guarded
-def phases(source: Source, out: OutOption = None, settings: SetOption = None, auto: AutoOption = False) -> None:
+def phases(source: Source, out: OutOption = None, settings: SetOption = None, auto: AutoOption = None) -> None:
     """Label every cell with its phase, its margin and its probability under resampling of the seeds."""
     from lossatlas import files
     from lossatlas import phases as phases_
@@ -47,7 +58,7 @@ def phases(source: Source, out: OutOption = None, settings: SetOption = None, au
     flat = {name: labels[name].transpose(*header[:-3]).values.ravel() for name in ("status", "reason")}
     full = [[*row, *map(str, notes)] for row, *notes in zip(rows, flat["status"], flat["reason"], strict=True)]
     table([*header, "status", "reason"], full)
-    note(_thresholds_text(labels))
+    note_rule(labels)
     if out is not None:
         note(f"written: {out}")
 
@@ -57,7 +68,7 @@ def figures(
     source: Source,
     out: Annotated[Path, typer.Option(help="The folder for the figures.")],
     settings: SetOption = None,
-    auto: AutoOption = False,
+    auto: AutoOption = None,
     limits: Annotated[str, typer.Option(help="Colour limits: data, or published as in [Yang2021].")] = "data",
 ) -> None:
     """Draw the phase map, the seven panels and the connectivity curves, as PDF and PNG."""
@@ -72,16 +83,19 @@ def figures(
         say(str(path))
 
 
-def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool = False) -> xr.Dataset:
-    """The phases of results: by the options given, else as the spec of the run says, else by the defaults."""
+def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool | None = None) -> xr.Dataset:
+    """The phases of results; a threshold is that of the options, else of the run's spec, else auto or the default.
+
+    `auto` None: as the run's spec says.
+    """
     from lossatlas import phases as phases_
 
     asked: dict[str, Any] = json.loads(tree.attrs["spec"]).get("phases", {}) if "spec" in tree.attrs else {}
     given = {name: value for name, value in asked.items() if name != "auto" and value is not None}
     if settings:
         given |= dict(_threshold(text) for text in settings)
-    automatic = auto or (bool(asked.get("auto")) and not settings)
-    return phases_.label(tree, thresholds=phases_.Thresholds(**given), auto=automatic)
+    automatic = bool(asked.get("auto")) if auto is None else auto
+    return phases_.label(tree, thresholds=given, auto=automatic)
 
 
 def _threshold(text: str) -> tuple[str, float]:
@@ -101,8 +115,19 @@ def _threshold(text: str) -> tuple[str, float]:
         raise UserError(f"--set {text!r}: {value!r} is no number.") from None
 
 
-def _thresholds_text(labels: xr.Dataset) -> str:
-    return "thresholds: " + str(labels.attrs.get("thresholds", ""))
+def note_rule(labels: xr.Dataset) -> None:
+    """Say on standard error what labels rest on: thresholds with their origin, and what resampling holds fixed."""
+    thresholds, origins, sides = (json.loads(labels.attrs[name]) for name in ("thresholds", "origin", "sides"))
+    meanings = {"auto": "auto: derived from this grid"}
+    for name, threshold in thresholds.items():
+        if labels[name].isnull().all():
+            note(f"{name} has no value in any cell.")
+        elif name in sides:
+            note(f"{name} shows no transition in this grid (auto): by it all cells are {sides[name]}.")
+        else:
+            note(f"Threshold of {name}: {threshold:.6g} ({meanings.get(origins[name], origins[name])}).")
+    fixed = labels.attrs["held_fixed"] or "nothing is held fixed"
+    note(f"Probabilities resample the seeds at these thresholds; {fixed}.")
 
 
 def draw(
@@ -110,11 +135,15 @@ def draw(
 ) -> list[Path]:
     """Draw all figures of results into a folder, a set for every value of further load axes; returns the files."""
     from lossatlas import figures as figures_
+    from lossatlas import summary
 
     written = []
-    for suffix, at in _slices(labels):
+    slices = _slices(labels)
+    over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
+    for suffix, at in slices:
         part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
-        drawn = figures_.draw_all(part, labels.sel(at), limits=limits)
+        title = ", ".join(f"{name} = {value:g}" for name, value in at.items())
+        drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
         for name, figure in drawn.items():
             written += figures_.save(figure, folder / f"{name}{suffix}")
     return written

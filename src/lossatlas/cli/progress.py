@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from lossatlas.cli.output import duration, note
 
@@ -17,6 +24,44 @@ if TYPE_CHECKING:
     from lossatlas.sweep.plan import Step
 
 PLAIN_INTERVAL = 15.0  # s between lines when nobody watches a bar
+
+
+class Stages:
+    """The progress of a command that does one thing after another: a bar each, or a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def stage(self, name: str) -> Callable[[int, int], None]:
+        """A function that is told how many steps of this stage are done, and of how many at most."""
+        task = self._bar.add_task(name, total=None) if self._bar else None
+        start = last_line = time.monotonic()
+
+        def advanced(done: int, total: int) -> None:
+            nonlocal last_line
+            now = time.monotonic()
+            if self._bar and task is not None:
+                self._bar.update(task, completed=done, total=total)
+            elif now - last_line > PLAIN_INTERVAL:
+                last_line = now
+                left = duration((now - start) * (total - done) / done)
+                note(f"{name}: {done} of {total} done, about {left} left")
+
+        return advanced
 
 
 class RunProgress:

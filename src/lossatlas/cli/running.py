@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lossatlas import files, registry, results
-from lossatlas.cli.explore import draw, labelled
+from lossatlas.cli.explore import draw, labelled, note_rule
 from lossatlas.cli.output import Terminated, duration, note, say
 from lossatlas.cli.progress import RunProgress
 from lossatlas.errors import SpecError, UserError
@@ -18,7 +18,7 @@ from lossatlas.specs import Spec
 from lossatlas.sweep.collect import collect
 from lossatlas.sweep.cost import estimate
 from lossatlas.sweep.plan import CellPlan, plan
-from lossatlas.sweep.run import RunFolder, check_same_experiment, open_folder, write_plan
+from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
 from lossatlas.sweep.worker import Worker
 from lossatlas.tasks import data
 
@@ -27,12 +27,17 @@ def run(spec: Spec, out: Path, store: Path | None, device: str) -> dict[str, str
     """Do a run in this process; returns the reasons of failed steps by their keys."""
     opened = open_folder(out, store)
     check_same_experiment(opened, spec)
+    if gone := left_out(opened, spec):
+        note(
+            f"This spec leaves out what {out} holds: {'; '.join(gone)}. The store keeps it, the results will not "
+            "hold it; `lossatlas run` with the full spec brings it back without doing it again."
+        )
     _prepare(opened)
-    chosen = _device(device)
+    chosen = chosen_device(device)
     raw = data.load(spec.task.data.name, spec.task.data.path)
     fingerprint = raw.fingerprint()
     cells = plan(spec, fingerprint)
-    _check_sizes(cells, raw.facts())
+    _check_sizes(spec, cells, raw.facts())
     predicted = estimate(cells, raw.facts()).seconds
     write_plan(opened, spec, cells, predicted)
     steps = [step for cell in cells for step in cell.steps]
@@ -69,6 +74,7 @@ def _finish(
         note(f"A damaged step was made again; it lies in {damaged}.")
     say(f"models: {', '.join(f'{count} {state}' for state, count in sorted(statuses.items()))}")
     say(f"phases: {named or 'none could be told'}")
+    note_rule(labels)
     say(f"results: {opened.results_file}")
     for path in sorted(written, key=lambda p: (p.name.startswith("phase_map"), p.suffix)):
         say(f"figure: {path}")
@@ -80,7 +86,7 @@ def plan_without_data(spec: Spec) -> tuple[registry.Facts, list[CellPlan]]:
     known = entry.facts if entry else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path).facts()
     cells = plan(spec, "")
-    _check_sizes(cells, facts)
+    _check_sizes(spec, cells, facts)
     return facts, cells
 
 
@@ -93,21 +99,21 @@ def catch_termination() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _check_sizes(cells: Sequence[CellPlan], facts: registry.Facts) -> None:
+def _check_sizes(spec: Spec, cells: Sequence[CellPlan], facts: registry.Facts) -> None:
     """Refuse, before anything is trained, batches and subsets that are larger than the data."""
+    subset = "load.n_train" if "n_train" in spec.load else "task.data.n_train"
+    batch = "temperature.batch_size" if "batch_size" in spec.temperature else "train.batch_size"
     problems: dict[str, None] = {}  # in their order, each once
     for cell in cells:
         asked = cell.task.data.n_train or facts.n_train
         if asked > facts.n_train:
-            problems[f"n_train: {asked} was given; allowed are at most {facts.n_train}, the training samples"] = (
-                None
-            )
+            most = f"allowed are at most {facts.n_train}, the training samples"
+            problems[f"{subset}: {asked} was given; {most}"] = None
         if cell.train.batch_size > asked:
-            problems[
-                f"batch_size: {cell.train.batch_size} was given; allowed are at most {asked}, the training samples"
-            ] = None
+            most = f"allowed are at most {asked}, the training samples"
+            problems[f"{batch}: {cell.train.batch_size} was given; {most}"] = None
     if problems:
-        raise SpecError("The spec", list(problems))
+        raise SpecError(f"The spec {spec.name!r}", list(problems))
 
 
 def _prepare(opened: RunFolder) -> None:
@@ -120,7 +126,8 @@ def _prepare(opened: RunFolder) -> None:
     files.remove_dead_temporaries(opened.root / "figures")
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device of a `--device` option; raises UserError where there is none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

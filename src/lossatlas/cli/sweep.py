@@ -128,7 +128,7 @@ def status(
 
 def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     """The spec of a preset, a file or a run folder, with --set and --scale applied."""
-    overrides = dict(_assignment(text) for text in settings or [])
+    overrides = dict(assignment(text, "--set", "train.epochs=10") for text in settings or [])
     path = Path(source)
     if source in presets_.names() and not path.exists():
         spec = specs.parse(presets_.text(source), f"preset {source}", overrides)
@@ -146,14 +146,17 @@ def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     return spec if scale is None else specs.scaled(spec, scale)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str, option: str, example: str) -> tuple[str, Any]:
+    """The key and the value of an option KEY=VALUE: a TOML value, or else a text, which needs no quotes."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"--set {text!r} is no assignment. Write --set key=value, such as --set train.epochs=10.")
+        raise UserError(
+            f"{option} {text!r} is no assignment. Write {option} key=value, such as {option} {example}."
+        )
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()  # text needs no quotes
+        return key.strip(), value.strip()
 
 
 def _out(source: str, out: Path | None, spec: Spec) -> Path:

@@ -16,25 +16,64 @@ from matplotlib.figure import Figure
 
 from lossatlas import files, summary
 from lossatlas.figures.connectivity import connectivity
+from lossatlas.figures.curves import line, lines
+from lossatlas.figures.expansions import expansion, loss_change
+from lossatlas.figures.local import plot
 from lossatlas.figures.panels import Limits, panels
 from lossatlas.figures.phase_map import phase_map
+from lossatlas.figures.probes import against_gaussians, angles, mined
+from lossatlas.figures.relations import comparison, connection
+from lossatlas.figures.spectra import density, spectrum
 from lossatlas.figures.style import STYLE
+from lossatlas.figures.surfaces import surface, surface_3d, surfaces
 
-__all__ = ["connectivity", "draw_all", "panels", "phase_map", "save"]
+__all__ = [
+    "against_gaussians",
+    "angles",
+    "comparison",
+    "connection",
+    "connectivity",
+    "density",
+    "draw_all",
+    "expansion",
+    "line",
+    "lines",
+    "loss_change",
+    "mined",
+    "panels",
+    "phase_map",
+    "plot",
+    "save",
+    "spectrum",
+    "surface",
+    "surface_3d",
+    "surfaces",
+]
 
 
-def draw_all(tree: xr.DataTree, labels: xr.Dataset, *, limits: Limits = "data") -> dict[str, Figure]:
+def draw_all(
+    tree: xr.DataTree,
+    labels: xr.Dataset,
+    *,
+    limits: Limits = "data",
+    title: str = "",
+    over: xr.Dataset | None = None,
+) -> dict[str, Figure]:
     """All figures of a results tree and its labels by name.
 
     They are `phase_map`, `panels`, and if it has curves `connectivity` (the error along them) and
     `connectivity_loss`.
-    The phase map marks the cell of the best test accuracy. Raises UserError as the figures do.
+    The phase map marks the cell of the best test accuracy. `title` stands above each of them; `over` are cells
+    whose values set the colour limits (see `panels`). Raises UserError as the figures do.
     """
     cells = summary.cells(tree)
-    drawn = {"phase_map": phase_map(labels, best=_best(cells)), "panels": panels(cells, limits=limits)}
+    drawn = {
+        "phase_map": phase_map(labels, best=_best(cells), title=title),
+        "panels": panels(cells, limits=limits, title=title, over=over),
+    }
     if "curves" in tree.children:
-        drawn["connectivity"] = connectivity(tree)
-        drawn["connectivity_loss"] = connectivity(tree, quantity="loss")
+        drawn["connectivity"] = connectivity(tree, title=title)
+        drawn["connectivity_loss"] = connectivity(tree, quantity="loss", title=title)
     return drawn
 
 

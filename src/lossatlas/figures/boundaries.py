@@ -29,15 +29,26 @@ class Boundary:
     text: str  # the threshold in words
     field: Floats  # (y, x) on the fine mesh
 
+    @property
+    def rising(self) -> Floats:
+        """The field with such a sign that zero is on the side of what is below: sharp is >, poor <, IV-B >=."""
+        return self.field if self.name == "sharp" else -self.field
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether any two neighbours of the mesh lie on different sides."""
+        side = np.where(np.isfinite(self.field), self.rising > 0, np.nan)
+        return any(bool((np.abs(np.diff(side, axis=axis)) == 1).any()) for axis in (0, 1))
+
 
 @dataclass(frozen=True)
 class Boundaries:
-    """All boundaries of a phase map over one fine mesh, and the metrics that have no transition."""
+    """All boundaries of a phase map over one fine mesh, and a sentence for every test that draws none."""
 
     x: Floats  # plot coordinates of the mesh
     y: Floats
     found: tuple[Boundary, ...]
-    without: tuple[str, ...]
+    sentences: tuple[str, ...]
 
 
 def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
@@ -48,6 +59,8 @@ def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
     Sharp means `ln_trace > a or train_loss > b`, so its boundary is where the larger excess is zero: as both
     excesses are interpolated first, it does not depend on how one is scaled against the other. The CKA boundary
     exists only inside Phase IV, that is where the other interpolants say flat and not poor.
+
+    A test that has all cells on one side draws nothing, nor does a metric without transition: they get a sentence.
     """
     limits = thresholds(labels)
     excess = {
@@ -56,29 +69,62 @@ def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
         if limit is not None
     }
     phases = grid.array(labels, "phase").astype(str)
-    found = []
+    tests = []
     is_flat = _refined(_side(phases, _SHARP), grid) < 0.5
     sharp = [name for name in ("ln_trace", "train_loss") if name in excess]
     # Where one of the two has no transition it may have made every cell sharp: then the other draws nothing.
     if sharp and len({_SHARP[phase] for phase in phases.flat if phase}) == 2:
         field = _largest([excess[name] for name in sharp])
-        is_flat = field < 0
-        found.append(Boundary("sharp", _words(sharp, limits), field))
+        is_flat = field <= 0
+        tests.append(Boundary("sharp", _words(sharp, limits, "="), field))
     is_well = _refined(_side(phases, _POOR), grid) < 0.5
     if "mode_connectivity" in excess:
         field = excess["mode_connectivity"]
-        is_well = field > 0
-        found.append(Boundary("mode_connectivity", _words(["mode_connectivity"], limits), field))
+        is_well = field >= 0
+        tests.append(Boundary("mode_connectivity", _words(["mode_connectivity"], limits, "="), field))
     if "cka" in excess:
         field = np.where(is_flat & is_well, excess["cka"], np.nan)
-        found.append(Boundary("cka", _words(["cka"], limits), field))
-    without = tuple(SHORT_NAMES[name] for name, limit in limits.items() if limit is None)
+        tests.append(Boundary("cka", _words(["cka"], limits, "="), field))
+    found = tuple(test for test in tests if test.is_drawn)
+    drawn = {boundary.name for boundary in found}
+    without = tuple(f"{SHORT_NAMES[name]}: no transition" for name, limit in limits.items() if limit is None)
     return Boundaries(
         grid.load.from_u(_mesh(grid.load.u, grid.load.u_edges)),
         grid.temperature.from_u(_mesh(grid.temperature.u, grid.temperature.u_edges)),
-        tuple(found),
-        without,
+        found,
+        (*_one_sided(phases, limits, drawn), *without),
     )
+
+
+def _one_sided(phases: NDArray[Any], limits: Mapping[str, float | None], drawn: set[str]) -> list[str]:
+    """A sentence for every test that draws no line because all phases lie on one side of it."""
+    sharp = [name for name in ("ln_trace", "train_loss") if limits[name] is not None]
+    every = {str(phase) for phase in phases.flat if phase}
+    fourth = {phase for phase in every if _SHARP[phase] == _POOR[phase] == 0}
+    texts = {  # test -> the phases it parts, what passes it, what fails it
+        "sharp": (
+            [_SHARP[phase] for phase in every],
+            # Where one of the two has no transition, that one may have made all sharp.
+            f"all sharp: {_words(sharp, limits, '>')}" if len(sharp) == 2 else "all sharp",
+            f"all flat: {_words(sharp, limits, '≤', 'and')}",
+        ),
+        "mode_connectivity": (
+            [_POOR[phase] for phase in every],
+            f"all poorly connected: {_words(['mode_connectivity'], limits, '<')}",
+            f"none poorly connected: {_words(['mode_connectivity'], limits, '≥')}",
+        ),
+        "cka": (
+            [float(phase == "IV-B") for phase in fourth],
+            f"IV is all IV-B: {_words(['cka'], limits, '≥')}",
+            f"IV is all IV-A: {_words(['cka'], limits, '<')}",
+        ),
+    }
+    sentences = []
+    for name, (found, passed, failed) in texts.items():
+        decided = sharp if name == "sharp" else limits[name] is not None
+        if decided and name not in drawn and len(set(found)) == 1:
+            sentences.append(passed if found[0] else failed)
+    return sentences
 
 
 def thresholds(labels: xr.Dataset) -> dict[str, float | None]:
@@ -87,9 +133,9 @@ def thresholds(labels: xr.Dataset) -> dict[str, float | None]:
     return {name: None if origins[name] == "no transition" else float(limits[name]) for name in SHORT_NAMES}
 
 
-def _words(names: Sequence[str], limits: Mapping[str, float | None]) -> str:
-    texts = (f"{SHORT_NAMES[name]} = {limit:.3g}" for name in names if (limit := limits[name]) is not None)
-    return " or ".join(texts).replace("-", "−")
+def _words(names: Sequence[str], limits: Mapping[str, float | None], sign: str, link: str = "or") -> str:
+    texts = (f"{SHORT_NAMES[name]} {sign} {limit:.3g}" for name in names if (limit := limits[name]) is not None)
+    return f" {link} ".join(texts).replace("-", "−")
 
 
 def _excess(name: str, values: Floats, limit: float) -> Floats:

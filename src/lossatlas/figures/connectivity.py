@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, Scale, grid_of
-from lossatlas.figures.style import SMALL, number, styled
+from lossatlas.figures.style import FONT, SMALL, TITLE, number, styled
 
 Floats = NDArray[np.float64]
 
@@ -27,13 +27,17 @@ _WORDS = {"error": "Error (%)", "loss": "Cross entropy (nat)"}
 
 @styled
 def connectivity(
-    tree: xr.DataTree, *, quantity: Literal["error", "loss"] = "error", max_panels: int = 5
+    tree: xr.DataTree,
+    *,
+    quantity: Literal["error", "loss"] = "error",
+    max_panels: int = 5,
+    title: str = "",
 ) -> Figure:
     """Training and test error (or loss) along the connectivity curves, t from one model (0) to the other (1).
 
     At most `max_panels` x `max_panels` cells are shown, evenly picked in each axis with both ends, load rightwards
     and temperature upwards, one thin line a pair, all over the same range. `mc` is the mean mode connectivity
-    [Yang2021, eq. 4] over the cell's measured pairs; it is left out where none is.
+    [Yang2021, eq. 4] over the cell's measured pairs; it is left out where none is. `title` stands above all.
 
     Raises UserError if the tree has no curves, other than one load and one temperature axis, or `quantity` or
     `max_panels` is not allowed.
@@ -53,8 +57,12 @@ def connectivity(
     rows = rows if grid.temperature.is_inverted else rows[::-1]  # the hottest first: it is drawn on top
     barriers = _mean_connectivity(tree, grid)
     along = {name: _curves_of(curves, grid, f"{name}_{quantity}") for name in _LINES}
-    figure = Figure(figsize=(0.90 + _PANE[0] * len(columns), 1.12 + _PANE[1] * len(rows)))
-    panes = _panes(figure, len(rows), len(columns))
+    strip = TITLE if title else 0.0
+    height = 1.12 + strip + _PANE[1] * len(rows)
+    figure = Figure(figsize=(0.90 + _PANE[0] * len(columns), height))
+    if title:
+        figure.suptitle(title, x=0.5, y=1 - 0.04 / height, va="top", size=FONT)
+    panes = _panes(figure, len(rows), len(columns), strip)
     for (i, j), axes in np.ndenumerate(panes):
         cell = (rows[i], columns[j])
         _draw(axes, curves["t"].values.astype(np.float64), {name: lines[cell] for name, lines in along.items()})
@@ -64,7 +72,7 @@ def connectivity(
             text = f"mc {mc:.1f}".replace("-", "−")
             axes.text(0.5, 0.95, text, transform=axes.transAxes, ha="center", va="top", size=SMALL)
     _set_range(panes[0, 0], [lines[np.ix_(rows, columns)] for lines in along.values()])
-    _describe(figure, panes, grid, rows, columns, _WORDS[quantity])
+    _describe(figure, panes, grid, rows, columns, _WORDS[quantity], strip)
     return figure
 
 
@@ -91,9 +99,10 @@ def _curves_of(curves: xr.Dataset, grid: Grid, name: str) -> Floats:
     return ordered.astype(np.float64).reshape(*ordered.shape[:2], -1, ordered.shape[-1])
 
 
-def _panes(figure: Figure, rows: int, columns: int) -> NDArray[Any]:  # of Axes
+def _panes(figure: Figure, rows: int, columns: int, strip: float) -> NDArray[Any]:  # of Axes
     width, height = figure.get_size_inches()
-    margins = {"left": 0.42 / width, "right": 1 - 0.48 / width, "bottom": 0.60 / height, "top": 1 - 0.38 / height}
+    margins = {"left": 0.42 / width, "right": 1 - 0.48 / width}
+    margins |= {"bottom": 0.60 / height, "top": 1 - (0.38 + strip) / height}
     panes: NDArray[Any] = figure.subplots(
         rows,
         columns,
@@ -114,7 +123,7 @@ def _draw(axes: Axes, t: Floats, lines: dict[str, Floats]) -> None:
             measured = True
     if not measured:
         axes.set_facecolor("#ebebeb")
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", size=SMALL)
+        axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", size=SMALL)
 
 
 def _set_range(axes: Axes, values: list[Floats]) -> None:
@@ -127,7 +136,13 @@ def _set_range(axes: Axes, values: list[Floats]) -> None:
 
 
 def _describe(
-    figure: Figure, panes: NDArray[Any], grid: Grid, rows: list[int], columns: list[int], quantity: str
+    figure: Figure,
+    panes: NDArray[Any],
+    grid: Grid,
+    rows: list[int],
+    columns: list[int],
+    quantity: str,
+    strip: float,
 ) -> None:
     """Values of the axes above the columns and beside the rows, names at the rims."""
     for axes, column in zip(panes[0], columns, strict=True):
@@ -139,7 +154,7 @@ def _describe(
     across = (panes[0, 0].get_position().x0 + panes[0, -1].get_position().x1) / 2
     upward = (panes[0, 0].get_position().y1 + panes[-1, 0].get_position().y0) / 2
     rim: dict[str, Any] = {"ha": "center", "va": "center"}
-    figure.text(across, 1 - 0.10 / height, grid.names[0], **rim)
+    figure.text(across, 1 - (0.10 + strip) / height, grid.names[0], **rim)
     figure.text(1 - 0.09 / width, upward, f"{grid.temperature.label} (← hotter)", rotation=270, **rim)
     figure.text(0.09 / width, upward, quantity, rotation=90, **rim)
     figure.text(across, 0.32 / height, "Position t on the curve", **rim)

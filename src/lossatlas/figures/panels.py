@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
-from lossatlas.figures.style import FONT, SMALL, no_value_key, styled
+from lossatlas.figures.style import FONT, SMALL, TITLE, no_value_key, styled
 
 Floats = NDArray[np.float64]
 Limits = Literal["data", "published"]
@@ -48,22 +48,28 @@ _DECADES = 30.0  # a loss that spans more than this is drawn on a logarithmic sc
 
 
 @styled
-def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
+def panels(
+    cells: xr.Dataset, *, limits: Limits = "data", title: str = "", over: xr.Dataset | None = None
+) -> Figure:
     """The seven metrics of [Yang2021], figures 2 and 3, over load (rightwards) and temperature (upwards).
 
     `cells` is what `summary.cells` returns, over one load and one temperature axis. `limits` of the colours: those
     of the `data` (mode connectivity symmetric about 0; a training loss that spans more than a factor 30 on a
     logarithmic scale), or the ones `published` in [Yang2021], where a colour bar is pointed at an end that values
-    exceed. A cell without a value is hatched, a metric without any is called "not measured"; nothing is
-    interpolated.
+    exceed. `over` are further cells, such as those of all values of a second load axis, whose values set the
+    limits together with these. A cell without a value is hatched; a metric that was not asked for is called "not
+    measured", one that no cell has "no value"; nothing is interpolated. `title` stands above all panels.
 
     Raises UserError if the cells have another number of axes, or `limits` is neither.
     """
     if limits not in ("data", "published"):
         raise UserError(f'limits={limits!r} is not known. Use "data" or "published".')
     grid = grid_of(cells)
-    figure = Figure(figsize=_SIZE)
-    frame = {"left": 0.07, "right": 0.93, "bottom": 0.10, "top": 0.945}
+    height = _SIZE[1] + (TITLE if title else 0.0)
+    figure = Figure(figsize=(_SIZE[0], height))
+    frame = {"left": 0.07, "right": 0.93, "bottom": 0.36 / height, "top": 3.402 / height}
+    if title:
+        figure.suptitle(title, x=0.5, y=1 - 0.04 / height, va="top", size=FONT)
     layout = figure.add_gridspec(2, 4, **frame, wspace=0.58, hspace=0.29)
     any_hatched = False
     for place, metric in enumerate(METRICS):
@@ -76,9 +82,10 @@ def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
         hatch_cells(axes, grid, ~np.isfinite(values))
         any_hatched |= not np.isfinite(values).all()
         if np.isfinite(values).any():
-            _draw(axes, grid, metric, values, limits)
+            everywhere = values if over is None else np.append(values, over[metric.name].values)
+            _draw(axes, grid, metric, values, _norm(metric, everywhere, limits))
         else:
-            _say_not_measured(axes)
+            _say(axes, "no value" if metric.name in cells else "not measured")
     load, temperature = grid.names
     # One name for all panels, centred below the lower three and beside the two rows.
     centre = (frame["left"] + layout[1, 2].get_position(figure).x1) / 2
@@ -90,8 +97,7 @@ def panels(cells: xr.Dataset, *, limits: Limits = "data") -> Figure:
     return figure
 
 
-def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, limits: Limits) -> None:
-    norm = _norm(metric, values, limits)
+def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, norm: Normalize) -> None:
     mesh = axes.pcolormesh(
         grid.load.edges,
         grid.temperature.edges,
@@ -137,6 +143,6 @@ def _norm(metric: Metric, values: Floats, limits: Limits) -> Normalize:
     return Normalize(low, high)
 
 
-def _say_not_measured(axes: Axes) -> None:
+def _say(axes: Axes, text: str) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", bbox=box)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", bbox=box)

@@ -20,7 +20,7 @@ from scipy import ndimage
 from lossatlas.errors import UserError
 from lossatlas.figures.boundaries import Boundaries, boundaries
 from lossatlas.figures.grid import Grid, Scale, grid_of, hatch_cells, inches_of, prepare
-from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, no_value_key, number, styled
+from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, TITLE, no_value_key, number, styled
 
 _SIZE = (3.5, 3.0)  # inches: one column
 _ROW = 0.125  # inches: one row of the legend
@@ -41,14 +41,16 @@ def phase_map(
     best: Mapping[str, float] | None = None,
     min_probability: float = 0.9,
     min_margin: float = 0.1,
+    title: str = "",
 ) -> Figure:
     """The phases of [Yang2021] over load (rightwards) and temperature (upwards).
 
     `labels` is what `phases.label` returns. Every region is named at its pole of inaccessibility. Lines are the
-    level sets of the metrics at their thresholds (see `boundaries`); a metric without transition has no line, and
-    the legend says so. Circles mark labels in doubt: a probability below `min_probability`, or a margin below
-    `min_margin` (in MADs; the margin also covers what the probability holds fixed). Crosses mark cells with a
-    status other than ok, hatching cells without a phase, a star the cell `best` ({axis: value}).
+    level sets of the metrics at their thresholds (see `boundaries`); where all cells lie on one side, or a metric
+    has no transition, there is no line and a sentence says so. `title` stands above the map. Circles mark labels
+    in doubt: a probability below `min_probability`, or a margin below `min_margin` (in MADs; the margin also
+    covers what the probability holds fixed). Crosses mark cells with a status other than ok, hatching cells
+    without a phase, a star the cell `best` ({axis: value}).
 
     Raises UserError if the labels have another number of axes, or `best` is no cell of theirs.
     """
@@ -66,9 +68,13 @@ def phase_map(
     }
     doubt = f"probability < {number(min_probability)} or margin < {number(min_margin)}"
     key = _key(lines, marks, doubt=doubt, has_holes=bool((phases == "").any()))
-    figure = Figure(figsize=_SIZE)
-    below = 0.35 + _ROW * math.ceil(len(key) / 2)
-    axes = figure.add_axes((0.145, below / _SIZE[1], 0.83, 1 - (below + 0.07) / _SIZE[1]))
+    height = _SIZE[1] + (TITLE if title else 0.0)
+    figure = Figure(figsize=(_SIZE[0], height))
+    sentences = _ROW * len(lines.sentences)
+    below = 0.35 + _ROW * math.ceil(len(key) / 2) + sentences
+    axes = figure.add_axes((0.145, below / height, 0.83, (_SIZE[1] - below - 0.07) / height))
+    if title:
+        figure.suptitle(title, x=0.56, y=1 - 0.04 / height, va="top", size=FONT)
     prepare(axes, grid)
     axes.set_xlabel(grid.names[0])
     axes.set_ylabel(grid.names[1])
@@ -81,7 +87,19 @@ def phase_map(
     for phase, x, y, size in _names(phases, grid, inches_of(axes), marks["best"]):
         text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
         text.set_gid("name")
-    figure.legend(handles=key, loc="lower center", ncols=2, borderaxespad=0.2, labelspacing=0.3, columnspacing=1.2)
+    figure.legend(
+        handles=key,
+        loc="lower center",
+        bbox_to_anchor=(0.5, sentences / height),
+        ncols=2,
+        borderaxespad=0.2,
+        labelspacing=0.3,
+        columnspacing=1.2,
+    )
+    for k, sentence in enumerate(reversed(lines.sentences)):
+        figure.text(
+            0.5, (0.03 + k * _ROW) / height, sentence, ha="center", va="bottom", size=SMALL, gid="sentence"
+        )
     return figure
 
 
@@ -104,18 +122,16 @@ def _fill(axes: Axes, grid: Grid, phases: NDArray[Any]) -> None:
 
 def _draw_lines(axes: Axes, lines: Boundaries) -> None:
     for boundary in lines.found:
-        known = boundary.field[np.isfinite(boundary.field)]
-        if known.size and known.min() < 0 < known.max():
-            drawn = axes.contour(
-                lines.x,
-                lines.y,
-                np.ma.masked_invalid(boundary.field),
-                levels=[0.0],
-                colors="black",
-                linewidths=_LINE_WIDTH,
-                linestyles=[_LINES[boundary.name]],
-            )
-            drawn.set_gid(boundary.name)
+        drawn = axes.contour(
+            lines.x,
+            lines.y,
+            np.ma.masked_invalid(boundary.rising),
+            levels=[0.0],
+            colors="black",
+            linewidths=_LINE_WIDTH,
+            linestyles=[_LINES[boundary.name]],
+        )
+        drawn.set_gid(boundary.name)
 
 
 def _corners(grid: Grid, where: NDArray[np.bool_], *, across: float) -> NDArray[np.float64]:
@@ -148,12 +164,11 @@ def _key(
     doubt: str,
     has_holes: bool,
 ) -> list[Artist]:
-    """The entries of the legend: lines with their thresholds, then the marks that occur."""
+    """The entries of the legend: the lines that are drawn, with their thresholds, then the marks that occur."""
     entries: list[Artist] = []
     for boundary in lines.found:
         style = _LINES[boundary.name]
         entries.append(Line2D([], [], color="black", linestyle=style, linewidth=_LINE_WIDTH, label=boundary.text))
-    entries += [Line2D([], [], linestyle="none", label=f"{name}: no transition") for name in lines.without]
     texts = {"uncertain": doubt, "not-ok": "a seed or pair not ok", "best": "best test accuracy"}
     for name, points in marks.items():
         if len(points):

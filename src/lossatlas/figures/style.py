@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 SMALL = 6.0  # points: tick labels and legends
 FONT = 7.0  # points: everything else
 INCH = 72.0  # points
+TITLE = 0.17  # inches: the strip that a title adds at the top of a figure
 
 # DejaVu Sans comes with matplotlib, so a figure looks the same, to the byte, on every machine.
 STYLE: Any = {  # Any: matplotlib's own type lists every key, and another list in every version
@@ -46,9 +47,19 @@ PHASE_COLOURS = {
     "IV-A": "#b3d9ec",
     "IV-B": "#4f93b8",
 }
+# Lines side by side: CIE L* 44, 48, 64, 57, 45, 38 and different hues; with more lines the dashes change.
+LINE_COLOURS = ("#2b6f97", "#b5454d", "#cf8a2e", "#4f9a6f", "#7a5aa6", "#5a5a5a")
 _NO_VALUE: dict[str, Any] = {"facecolor": "#ebebeb", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0.0}
 
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+
 styled = mpl.rc_context(STYLE)  # a decorator: the style holds inside the function and nowhere else
+
+
+def line_style(place: int) -> dict[str, Any]:
+    """The colour and dashes of the line number `place` of several."""
+    turn, colour = divmod(place, len(LINE_COLOURS))
+    return {"color": LINE_COLOURS[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
 
 
 def no_value_style() -> dict[str, Any]:
@@ -59,6 +70,11 @@ def no_value_style() -> dict[str, Any]:
 def no_value_key(text: str) -> Patch:
     """The legend's entry for such cells."""
     return Patch(**_NO_VALUE, label=text)
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A measured number in a text, with a true minus sign: −0.123, 4.2e−5."""
+    return f"{value:.{digits}g}".replace("-", "−").replace("e−0", "e−").replace("e+0", "e").replace("e+", "e")
 
 
 def number(value: float) -> str:

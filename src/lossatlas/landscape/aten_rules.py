@@ -27,7 +27,8 @@ RULES: dict[str, Rule] = {
     # views and copies of the first argument
     **_names(
         "view _unsafe_view reshape _reshape_alias t transpose permute expand squeeze unsqueeze slice select split "
-        "split_with_sizes unbind chunk as_strided flatten unfold im2col col2im diagonal narrow movedim numpy_T "
+        "split_with_sizes unbind chunk as_strided as_strided_ flatten "
+        "unfold im2col col2im diagonal narrow movedim numpy_T "
         "alias detach clone contiguous _to_copy lift_fresh lift_fresh_copy constant_pad_nd reflection_pad1d "
         "reflection_pad2d replication_pad1d replication_pad2d flip roll repeat pixel_shuffle pixel_unshuffle "
         "channel_shuffle index_select gather index embedding tril triu cat stack",

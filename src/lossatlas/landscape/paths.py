@@ -172,7 +172,7 @@ def connectivity(
     *,
     rule: Rule = "inner",
     samples: Tensor | None = None,
-    classes: int | None = None,
+    guessing: float | None = None,
 ) -> Connectivity:
     """Mode connectivity mc = h - E(t*), h = (E(0) + E(1)) / 2, t* = argmax_t |h - E(t)|; [Yang2021] eq. 4.
 
@@ -185,14 +185,14 @@ def connectivity(
 
     Ties go to the first point. `samples` (T, N), the values of single samples, give the standard error of
     e_i(0)/2 + e_i(1)/2 - e_i(t*) paired over samples; it knows nothing of the search for t*, and more points
-    can only enlarge |mc|. With `classes` = C an end whose error reaches guessing, 100 - 100/C percent, is
+    can only enlarge |mc|. An end whose error reaches `guessing`, that of the best constant prediction, is
     `"collapsed"`: no value. Raises UserError for arguments that do not fit together.
     """
     grid, curve = _grid(ts), torch.as_tensor(errors, dtype=torch.float64).cpu()
     samples = samples if samples is None else samples.double().cpu()
     _check_curve(grid, curve, rule, samples)
     ends = (curve[0].item(), curve[-1].item())
-    status, reason = _defect(curve, ends, classes)
+    status, reason = _defect(curve, ends, guessing)
     if status != "ok":
         return Connectivity(math.nan, math.nan, math.nan, False, ends, rule, status, reason)
     deviation = (ends[0] + ends[1]) / 2 - curve
@@ -257,12 +257,11 @@ def _check_curve(grid: Tensor, curve: Tensor, rule: str, samples: Tensor | None)
 
 
 def _defect(
-    curve: Tensor, ends: tuple[float, float], classes: int | None
+    curve: Tensor, ends: tuple[float, float], guessing: float | None
 ) -> tuple[Literal["ok", "collapsed", "non-finite"], str]:
     if not bool(curve.isfinite().all()):
         return "non-finite", f"{int((~curve.isfinite()).sum())} of {len(curve)} values are not finite"
-    guessing = math.inf if classes is None else 100 - 100 / classes
-    if max(ends) >= guessing * (1 - TIE):  # 100 - 100/3 is rounded, and so is an error of two thirds
+    if guessing is not None and max(ends) >= guessing * (1 - TIE):  # both are rounded
         return "collapsed", f"an end has an error of {max(ends):.6g}%, no better than guessing ({guessing:.6g}%)"
     return "ok", ""
 

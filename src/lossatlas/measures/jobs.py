@@ -61,6 +61,12 @@ class Job:
         """The training or the test samples."""
         return self.train if part == "train" else self.test
 
+    def guessing(self, part: Literal["train", "test"]) -> float:
+        """The error in percent of the best constant prediction: 100 (1 - share of the largest class)."""
+        targets = self.samples(part).targets
+        most = int(targets.unique(return_counts=True)[1].max())
+        return 100 * (1 - most / targets.numel())
+
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, made the first time it is asked for."""
         if key not in self.memory:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lossatlas.landscape.hutchinson import TraceEstimate
     from lossatlas.landscape.lanczos import Eigenpairs
 
+ROUNDING = 1e-12  # relative: an error and a share of the same samples are rounded differently
 BASIS_BYTES = 1 << 30  # memory of the Krylov basis; a full one is compressed and goes on
 
 _MEAN = "mean over all samples, eval mode"
@@ -39,6 +40,7 @@ HESSIAN_QUANTITIES = (
     Quantity("hessian_eig", "nat", "largest Hessian eigenvalue", _LANCZOS),
     Quantity("hessian_eig_residual", "nat", "residual |Hv - ev| of the largest eigenvalue", _LANCZOS),
     Quantity("hessian_eig_min", "nat", "smallest Hessian eigenvalue", _LANCZOS),
+    Quantity("hessian_eig_min_converged", "1", "1: the smallest eigenvalue met its tolerance", "as the largest"),
     Quantity("hessian_eig_min_residual", "nat", "residual |Hv - ev| of the smallest eigenvalue", _LANCZOS),
     Quantity(
         "hessian_eig_converged", "1", "1: the largest eigenvalue met its tolerance", "residual <= tol max|e|"
@@ -58,7 +60,7 @@ HESSIAN_QUANTITIES = (
 def evaluate(
     job: Job, _settings: Evaluation, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
-    """Mean loss and error of the training and the test samples; at chance level the model is `collapsed`."""
+    """Mean loss and error of all samples; a model no better than a constant prediction is `collapsed`."""
     from lossatlas.landscape.estimate import sample_mean
 
     (trained,) = models
@@ -71,10 +73,10 @@ def evaluate(
     infinite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
     if infinite:
         return Outcome(values, "failed", f"{', '.join(infinite)} is not finite")
-    guessing = 100 - 100 / job.classes
+    guessing = job.guessing("train")
     error = values["train_error"]
-    if isinstance(error, float) and error >= guessing:
-        reason = f"the training error of {error:.4g}% is no better than guessing ({guessing:.4g}%)"
+    if isinstance(error, float) and error >= guessing * (1 - ROUNDING):
+        reason = f"the training error of {error:.4g}% is no better than a constant prediction ({guessing:.4g}%)"
         return Outcome(values, "collapsed", reason)
     return Outcome(values)
 
@@ -104,7 +106,8 @@ def hessian(job: Job, settings: Hessian, models: Sequence[TrainedSeed], _inputs:
     bad = [name for name in ("hessian_eig", "hessian_trace") if not math.isfinite(float(values[name]))]  # type: ignore[arg-type]
     if bad:
         return Outcome({}, "failed", f"{' and '.join(bad)} is not finite ({pairs.reason or tr.reason})")
-    return Outcome(values)
+    late = [text for done, text in ((pairs.converged.all(), pairs.reason), (tr.converged, tr.reason)) if not done]
+    return Outcome(values, "unconverged", "; ".join(late)) if late else Outcome(values)
 
 
 def _images(job: Job, settings: Hessian, seed: int) -> tuple[Tensor, Tensor]:
@@ -128,6 +131,7 @@ def _hessian_values(pairs: Eigenpairs, tr: TraceEstimate, *, published: bool) ->
         "hessian_eig_converged": float(pairs.converged[top]),
         "hessian_eig_min": pairs.eigenvalues[k].item(),
         "hessian_eig_min_residual": pairs.residuals[k].item(),
+        "hessian_eig_min_converged": float(pairs.converged[k]),
         "hessian_eigs": pairs.eigenvalues[:k].tolist(),
         "hessian_matvecs": float(pairs.matvecs),
         "hessian_trace": tr.value,

@@ -145,7 +145,9 @@ def connectivity(
         for name, rows in along.samples.items():
             values |= _curve_values(f"{part}_{name}", ts, rows[:, index].mean(1), along.positions)
     errors = along.samples["error"][:, split[settings.data]]
-    mc = paths.connectivity(errors.mean(1), ts, rule=settings.rule, samples=errors, classes=job.classes)
+    mc = paths.connectivity(
+        errors.mean(1), ts, rule=settings.rule, samples=errors, guessing=job.guessing(settings.data)
+    )
     values |= {"mode_connectivity": mc.value, "mode_connectivity_se": mc.stderr, "t_star": mc.t_star}
     values["t_star_at_end"] = float(mc.t_star_at_end)
     return Outcome(values, mc.status, mc.reason)

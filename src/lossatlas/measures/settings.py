@@ -17,7 +17,7 @@ def _pairs(value: Any) -> Any:
     if value in ("all", "ring") or (type(value) is int and value >= 1):
         return value
     if isinstance(value, list | tuple) and value and all(_is_pair(item) for item in value):
-        return tuple((min(pair), max(pair)) for pair in value)
+        return tuple(dict.fromkeys((min(pair), max(pair)) for pair in value))  # (0, 2) and (2, 0) are one pair
     raise ValueError('allowed are a count from 1 on, "all", "ring", or a list of pairs of seeds such as [[0, 1]]')
 
 
@@ -51,7 +51,7 @@ class Hessian(Settings):
     eigenvalues: Count = 1  # how many of the largest
     tol: Positive = 1e-3  # residual, relative to the largest magnitude
     trace_rel: Positive = 0.05  # standard error of a stochastic trace, relative to it
-    max_matvecs: Count = 200
+    max_matvecs: int = Field(default=200, ge=16)  # the least number of probes
 
 
 class Connectivity(Settings):

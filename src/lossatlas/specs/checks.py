@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lossatlas import measures, registry
 from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Spec
@@ -100,24 +101,39 @@ def _name_problems(spec: Spec) -> list[str]:
                 f"{hint(name, list(table))}"
             )
     entry = registry.MODELS.get(spec.task.model.name)
-    return problems + (_option_problems(spec, entry) if entry else [])
+    return problems + (_model_problems(spec, entry) if entry else [])
 
 
-def _option_problems(spec: Spec, entry: registry.Entry) -> list[str]:
-    name = spec.task.model.name
+def _model_problems(spec: Spec, entry: registry.Entry) -> list[str]:
+    name, options = spec.task.model.name, spec.task.model.options
     swept = {AXES[axis][1] for axis in spec.load if axis in AXES and AXES[axis][0] == "model"}
-    problems = []
-    for option, value in spec.task.model.options.items():
-        if option not in entry.options:
-            problems.append(
-                f"task.model.{option}: {name} has no such option; allowed are {', '.join(entry.options)}"
-                f"{hint(option, list(entry.options))}"
-            )
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(f"task.model.{option}: {value!r} was given; allowed are integers from 1 on")
+    problems = option_problems(name, options, "task.model.")
     for option in sorted(swept - set(entry.options)):
         problems.append(f"load.{option}: {name} has no option {option}; it has {', '.join(entry.options)}")
-    for option, default in entry.options.items() if spec.load else ():
-        if default is None and option not in spec.task.model.options and option not in swept:
+    for option in missing_options(name, options) if spec.load else ():
+        if option not in swept:
             problems.append(f"task.model.{option}: missing; {name} needs it here or as a load axis")
     return problems
+
+
+def option_problems(name: str, options: Mapping[str, Any], prefix: str) -> list[str]:
+    """What is wrong with the options of a model that comes with lossatlas; nothing is known of other models."""
+    if name not in registry.MODELS:
+        return []
+    known = registry.MODELS[name].options
+    problems = []
+    for option, value in options.items():
+        if option not in known:
+            problems.append(
+                f"{prefix}{option}: {name} has no such option; allowed are {', '.join(known)}"
+                f"{hint(option, list(known))}"
+            )
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"{prefix}{option}: {value!r} was given; allowed are integers from 1 on")
+    return problems
+
+
+def missing_options(name: str, options: Mapping[str, Any]) -> list[str]:
+    """The options that a model that comes with lossatlas must be given and was not."""
+    known = registry.MODELS[name].options if name in registry.MODELS else {}
+    return [option for option, default in known.items() if default is None and option not in options]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossatlas import files
-from lossatlas.errors import FileError, SpecError, UserError
+from lossatlas import files, registry
+from lossatlas.errors import FileError, SpecError
 from lossatlas.specs import Spec, validate
 from lossatlas.sweep.plan import CellPlan
 from lossatlas.sweep.store import Store
@@ -48,10 +48,25 @@ def default_folder(name: str) -> Path:
 
 
 def open_folder(root: Path, store: Path | None) -> RunFolder:
-    """The run folder at `root`; its store is `store`, the one it was started with, or `root`/store."""
-    plan = _read_json(root / "plan.json") if (root / "plan.json").is_file() else {}
-    place = store or (Path(plan["store"]) if plan.get("store") else root / "store")
-    return RunFolder(root, Store(place))
+    """The run folder at `root`; its store is `store`, the one it was started with, or `root`/store.
+
+    A plan that is missing or damaged is no matter, since a run writes it anew, unless it alone told where the
+    store is: then it raises FileError.
+    """
+    folder = RunFolder(root, Store(store or root / "store"))
+    if store is not None:
+        return folder
+    try:
+        plan = _read_json(folder.plan_file) if folder.plan_file.is_file() else {}
+        known = "store" in plan
+    except _Damaged:
+        plan, known = {}, False
+    if not known and folder.spec_file.is_file() and not folder.store.root.is_dir():
+        raise FileError(
+            f"{folder.plan_file} is missing or damaged, and the store is not in {root}. "
+            "Name the store with --store, or a new folder with --out."
+        )
+    return RunFolder(root, Store(Path(plan["store"]))) if plan.get("store") else folder
 
 
 def saved_spec(root: Path) -> Spec:
@@ -61,7 +76,10 @@ def saved_spec(root: Path) -> Spec:
         raise FileError(
             f"{root} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made."
         )
-    raw = _read_json(path)
+    try:
+        raw = _read_json(path)
+    except _Damaged as error:
+        raise FileError(f"{path} {error}. Restore it, or start a new folder with --out.") from error
     try:
         return validate(raw, str(path))
     except SpecError as error:
@@ -76,7 +94,7 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
                 f"{folder.root} is not empty and holds no run. Give another folder with --out, or remove it."
             )
         return
-    before, now = saved_spec(folder.root).model_dump(mode="json"), spec.model_dump(mode="json")
+    before, now = _resolved(saved_spec(folder.root)), _resolved(spec)
     problems = []
     for section in FIXED:
         problems += [
@@ -90,8 +108,36 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
                 f"{role}: the folder varies {', '.join(before[role])}, the spec {', '.join(now[role])}"
             )
     if problems:
-        problems.append("choose another folder with --out, or give the spec that the folder was made with")
-        raise SpecError(f"The folder {folder.root} holds another experiment; it", problems)
+        raise SpecError(
+            f"The folder {folder.root} holds another experiment: the spec",
+            problems,
+            "Choose another folder with --out, or give the spec that the folder was made with.",
+        )
+
+
+def left_out(folder: RunFolder, spec: Spec) -> list[str]:
+    """What the folder's spec asked for and this one no longer does: seeds, axis values, measures."""
+    if not folder.spec_file.is_file():
+        return []
+    before = saved_spec(folder.root)
+    values: dict[str, tuple[Sequence[float], Sequence[float]]] = {"seed": (before.seeds, spec.seeds)}
+    values |= {old.name: (old.values, new.values) for old, new in zip(before.axes, spec.axes, strict=True)}
+    asked = [[name for name, settings in each.measured() if settings is not None] for each in (before, spec)]
+    gone = [
+        f"{name} {', '.join(str(value) for value in old if value not in new)}"
+        for name, (old, new) in values.items()
+        if set(old) - set(new)
+    ]
+    return [*gone, *(f"measure {name}" for name in asked[0] if name not in asked[1])]
+
+
+def _resolved(spec: Spec) -> dict[str, Any]:
+    """A spec as plain data with every default spelled out, those of the model's options too."""
+    content = spec.model_dump(mode="json")
+    entry = registry.MODELS.get(spec.task.model.name)
+    defaults = {k: v for k, v in entry.options.items() if v is not None} if entry else {}
+    content["task"]["model"] = {**defaults, **content["task"]["model"]}
+    return content
 
 
 def _is_foreign(path: Path) -> bool:
@@ -127,31 +173,38 @@ def write_plan(folder: RunFolder, spec: Spec, cells: Sequence[CellPlan], costs: 
 
 
 def saved_plan(root: Path) -> dict[str, Any]:
-    """The plan of a run folder; raises FileError when there is none."""
+    """The plan of a run folder; raises FileError when there is none, or it is damaged."""
     path = root / "plan.json"
     if not path.is_file():
+        if (root / "spec.json").is_file():
+            raise FileError(f"{path} is missing. `lossatlas run {root}` writes it again.")
         raise FileError(
             f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made."
         )
-    plan = _read_json(path)
     try:
+        plan = _read_json(path)
         for cell in plan["cells"]:
             for name, seeds, key, seconds in cell["steps"]:
                 _ = (str(name), list(seeds), str(key), float(seconds))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, _Damaged) as error:
         raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
     return plan
 
 
+class _Damaged(Exception):
+    """A file of the run folder does not hold a JSON table; the text says why, the caller what to do."""
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    """The table in a file; raises _Damaged when it holds none, FileError when it cannot be read at all."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"{path} cannot be read ({error}). Restore it, or start a new folder with --out."
-        ) from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error}).") from error
+    except ValueError as error:
+        raise _Damaged(f"is damaged ({error})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no table. Restore it, or start a new folder with --out.")
+        raise _Damaged("is damaged: it holds no table")
     return content
 
 

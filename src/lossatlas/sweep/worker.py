@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lossatlas import files
-from lossatlas.errors import UserError
+from lossatlas.errors import FileError
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed
 from lossatlas.settings import canonical
@@ -56,8 +56,8 @@ class Worker:
     def run(self, cells: Sequence[CellPlan]) -> dict[str, str]:
         """Do what is missing of the cells, one thread; returns the reasons of the steps that failed by their keys.
 
-        A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; a UserError
-        (bad input, full disk) ends it.
+        A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; only what
+        cannot be written or read (FileError) ends it.
         """
         failures: dict[str, str] = {}
         with one_thread():
@@ -82,7 +82,7 @@ class Worker:
                 continue
             try:
                 record = bench.do(step)
-            except UserError:
+            except FileError:
                 raise
             except Exception as error:  # whatever a user's model raises is data of the sweep
                 failures[step.key] = self._note_failure(step, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,8 +27,9 @@ class Samples:
     def __init__(
         self, inputs: NDArray[Any], targets: NDArray[Any], raw: RawData, device: torch.device | str = "cpu"
     ) -> None:
-        kept = torch.as_tensor(inputs, device=device)
-        self.targets = torch.as_tensor(targets, device=device).long()
+        # A read-only array is copied: PyTorch knows no such tensors and warns.
+        kept = torch.as_tensor(np.require(inputs, requirements="W"), device=device)
+        self.targets = torch.as_tensor(np.require(targets, requirements="W"), device=device).long()
         self._channels_last = kept.dim() == 4 and kept.device.type == "cpu"
         if self._channels_last:
             kept = kept.permute(0, 2, 3, 1).contiguous()

@@ -1,8 +1,8 @@
 """Figures in the manner of [Xu2024], 1 to 17, for networks that are trained here on CIFAR-10.
 
-    python examples/gallery.py --data FOLDER --out gallery        MLP 3072-128-10, all images, some 13 minutes
+    python examples/gallery.py --data FOLDER --out gallery        MLP 3072-128-10, all images, some 9 minutes
     ... --quick      a tenth of the images: a look at the figures
-    ... --resnet32   also ResNet32, scaled to the time: 200 images, 11 x 11, three eigenpairs
+    ... --resnet32   also ResNet32, scaled to the time: 200 images, 11 x 11, three eigenpairs; 8 minutes more
     ... --full       everything with more images and finer grids, for hours
 
 FOLDER holds CIFAR-10's parquet files (default: $LOSSATLAS_DATA/cifar10). Training: SGD, rate 0.1, no momentum,

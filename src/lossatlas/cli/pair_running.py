@@ -51,8 +51,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
     objective = opened.objective()
     pairs = list(combinations(range(len(opened.models)), 2))
     ts = torch.linspace(0, 1, points, dtype=torch.float64)
-    targets = opened.samples(opened.part, opened.images).targets
-    guessing = 100 * (1 - targets.unique(return_counts=True)[1].max().item() / targets.numel())
+    guessing = paths.guessing_error(opened.samples(opened.part, opened.images).targets)
     found = []
     with Stages() as stages:
         for a, b in pairs:

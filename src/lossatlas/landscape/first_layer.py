@@ -8,7 +8,7 @@ that layer is nearly all of the work.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,25 +23,6 @@ LEAST_SHARE = 0.5  # of the multiplications: below, reading the parts back costs
 KEPT_BYTES = 1 << 30
 # Both ways round differently: some eps for every layer and term of the sums.
 AGREEMENT_EPS = 1e3
-
-
-def mean_terms(
-    objective: Objective, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batches: Iterable[Batch]
-) -> dict[str, float]:
-    """The mean over the samples of the loss and of every extra, for any parameters and buffers."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        if objective.criterion is None:
-            total, samples = objective.loss_sum(tensors, buffers, batch)
-            terms = {"loss": total}
-        else:
-            terms = objective.criterion.terms(objective.predict(tensors, buffers, batch), batch)
-            samples = terms["loss"].numel()
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0) + term.double().sum()
-        count += samples
-    return {name: (total / count).item() for name, total in sums.items()}
 
 
 class SplitFirstLayer:
@@ -81,7 +62,8 @@ class SplitFirstLayer:
         with torch.no_grad(), preserved_rng(self._objective.device), self._replaced(coefficients):
             # No policy that this path serves has buffers that depend on theta; batch statistics update the copy.
             buffers = {n: b.clone() for n, b in self._objective.model.named_buffers()}
-            return mean_terms(self._objective, rest | self._unused, buffers, self._counted())
+            means = self._objective.means(rest | self._unused, buffers, self._counted())
+            return {name: mean.item() for name, mean in means.items()}
 
     def _counted(self) -> Iterator[Batch]:
         for index, batch in enumerate(self._objective.batches()):

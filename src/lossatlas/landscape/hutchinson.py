@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.estimate import with_error
@@ -58,8 +59,29 @@ def hutchinson(
     stderr <= max(rel |value|, floor), not before `min_probes` probes since few of them misjudge their own spread,
     or after `max_matvecs`. Raises UserError for impossible budgets.
     """
+
+    def forms(signs: Tensor, images: Tensor) -> Tensor:
+        return (signs * images).sum(0, dtype=torch.float64)
+
+    return probe_mean(
+        op, forms, rel=rel, max_matvecs=max_matvecs, min_probes=min_probes, floor=floor, known=known, seed=seed
+    )
+
+
+def probe_mean(
+    op: SymmetricOperator,
+    read: Callable[[Tensor, Tensor], Tensor],
+    *,
+    rel: float,
+    max_matvecs: int,
+    min_probes: int,
+    floor: float,
+    known: float,
+    seed: int,
+) -> TraceEstimate:
+    """The mean of `read(v, A v)` over random signs v, (n, c) -> (c,) in float64, stopped as `hutchinson` says."""
     check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
-    stream = _quadratic_forms(op, max_matvecs, seed)
+    stream = _probes(op, read, max_matvecs, seed)
     forms: list[float] = []
     while True:
         while len(forms) < min_probes:
@@ -98,11 +120,13 @@ def check_budget(*, rel: float, floor: float, min_probes: int, max_matvecs: int)
         )
 
 
-def _quadratic_forms(op: SymmetricOperator, budget: int, seed: int) -> Iterator[list[float]]:
-    """Yield v' A v of a few new random sign vectors v, as often as the budget allows."""
+def _probes(
+    op: SymmetricOperator, read: Callable[[Tensor, Tensor], Tensor], budget: int, seed: int
+) -> Iterator[list[float]]:
+    """Yield what is read of a few new random sign vectors, as often as the budget allows."""
     generator = torch.Generator().manual_seed(seed)
     for done in range(0, budget, PROBES_AT_ONCE):
         count = min(PROBES_AT_ONCE, budget - done)
         bits = torch.randint(0, 2, (count, op.size), generator=generator, dtype=torch.int8)
         signs = (2 * bits - 1).T.to(device=op.device, dtype=op.dtype)  # (n, count)
-        yield (signs * (op @ signs)).sum(0, dtype=torch.float64).tolist()
+        yield read(signs, op @ signs).tolist()

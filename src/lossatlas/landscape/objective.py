@@ -156,6 +156,24 @@ class Objective:
         losses = self.criterion.loss(self.predict(tensors, buffers, batch), batch)
         return losses.sum(), losses.numel()
 
+    def means(
+        self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batches: Iterable[Batch]
+    ) -> dict[str, Tensor]:
+        """The mean over the samples of `batches` of the loss and of every extra, each a float64 scalar."""
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for batch in batches:
+            if self.criterion is None:
+                total, samples = self.loss_sum(tensors, buffers, batch)
+                terms = {"loss": total}
+            else:
+                terms = self.criterion.terms(self.predict(tensors, buffers, batch), batch)
+                samples = terms["loss"].numel()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.double().sum()
+            count += samples
+        return {name: total / count for name, total in sums.items()}
+
     # ---- what people call ---------------------------------------------------------------------------------
 
     def __call__(self, theta: Tensor) -> Tensor:
@@ -234,21 +252,8 @@ class Objective:
         return result
 
     def _means(self, theta: Tensor) -> dict[str, Tensor]:
-        sums: dict[str, Tensor] = {}
-        count = 0
         with torch.no_grad(), preserved_rng(self.device):
-            tensors, buffers = self.unflatten(theta), self.buffers(theta)
-            for batch in self.batches():
-                if self.criterion is None:
-                    total, samples = self.loss_sum(tensors, buffers, batch)
-                    terms = {"loss": total}
-                else:
-                    terms = self.criterion.terms(self.predict(tensors, buffers, batch), batch)
-                    samples = terms["loss"].numel()
-                for name, term in terms.items():
-                    sums[name] = sums.get(name, 0) + term.double().sum()
-                count += samples
-        return {name: total / count for name, total in sums.items()}
+            return self.means(self.unflatten(theta), self.buffers(theta), self.batches())
 
     def _recalibrated(self, theta: Tensor, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
         """Statistics of one pass: each batch enters the running mean with its share of the samples seen so far."""

@@ -206,6 +206,11 @@ def connectivity(
     return Connectivity(deviation[star].item(), stderr, grid[star].item(), at_end, ends, rule)
 
 
+def guessing_error(targets: Tensor) -> float:
+    """The error in percent of the best constant prediction of class targets (N,): 100 (1 - largest share)."""
+    return 100 * (1 - int(targets.unique(return_counts=True)[1].max()) / targets.numel())
+
+
 def summary(ts: Tensor | Sequence[float], values: Tensor, positions: Tensor) -> PathSummary:
     """Extremes, mean, integral over the length, and barrier of `values` (T,) at `ts` (T,), `positions` (T,).
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lossatlas.errors import UserError
 from lossatlas.landscape.angles import DEPENDENT, angle
 from lossatlas.landscape.directions import Direction, DirectionInfo
-from lossatlas.landscape.first_layer import SplitFirstLayer, mean_terms, split_first_layer
+from lossatlas.landscape.first_layer import SplitFirstLayer, split_first_layer
 from lossatlas.landscape.objective import Objective, preserved_rng
 
 Method = Literal["direct", "split first layer"]
@@ -277,7 +277,8 @@ class _Walk:
             return self.center
         with torch.no_grad(), preserved_rng(objective.device):
             own = {n: b.clone() for n, b in objective.model.named_buffers()}
-            return mean_terms(objective, objective.unflatten(self._theta), own, objective.batches())
+            means = objective.means(objective.unflatten(self._theta), own, objective.batches())
+            return {name: mean.item() for name, mean in means.items()}
 
 
 def _arrays(found: Mapping[Index, Values], shape: Index) -> dict[str, Tensor]:

@@ -62,10 +62,10 @@ class Job:
         return self.train if part == "train" else self.test
 
     def guessing(self, part: Literal["train", "test"]) -> float:
-        """The error in percent of the best constant prediction: 100 (1 - share of the largest class)."""
-        targets = self.samples(part).targets
-        most = int(targets.unique(return_counts=True)[1].max())
-        return 100 * (1 - most / targets.numel())
+        """The error in percent of the best constant prediction."""
+        from lossatlas.landscape.paths import guessing_error
+
+        return guessing_error(self.samples(part).targets)
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, made the first time it is asked for."""

@@ -36,16 +36,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossatlas.landscape.criterion import supervised
 from lossatlas.landscape.density import density
 from lossatlas.landscape.hutchinson import hutchinson
 from lossatlas.landscape.lanczos import eigenpairs
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.trace import trace
 from lossatlas.tasks import models
 
 warnings.simplefilter("ignore")
 K, EIGENVALUE_ERROR, ONCE = 10, 1e-3, 20.0
+TRACE_SEEDS = 10
 TRAINING_IMAGES = 5000
 
 Found = tuple[Tensor, int]  # values, products
@@ -413,18 +415,25 @@ def timed(row: str, run: Run, seed: int, problem: Problem, limit: float) -> Timi
 
 
 def climb(row: str, ladder: list[tuple[str, Run]], problem: Problem, repeats: int, limit: float) -> Any:
-    """The first setting whose root mean square error over the seeds meets the target, and its runs."""
+    """The first setting whose root mean square error over the seeds meets the target, and its runs.
+
+    A trace has TRACE_SEEDS seeds, since a few would reward luck, or as many as fit into `limit` seconds, `repeats`
+    at least; a setting is given up as soon as its errors are too large whatever the other seeds may give.
+    """
     end = time.perf_counter() + limit
     best: tuple[str, Run | None, list[Timing]] = ("", None, [])
-    seeds = range(repeats if row.startswith("trace") else 1)
+    seeds = TRACE_SEEDS if row.startswith("trace") and repeats > 1 else 1
     for label, run in ladder:
-        runs = []
-        for seed in seeds:
-            runs.append(timed(row, run, seed, problem, max(0.0, end - time.perf_counter())))
+        runs: list[Timing] = []
+        most = seeds * target_of(row) ** 2  # of the squared errors' sum
+        while len(runs) < seeds and sum(r.error**2 for r in runs) <= most:
+            if repeats <= len(runs) and time.perf_counter() > end:
+                break
+            runs.append(timed(row, run, len(runs), problem, max(0.0, end - time.perf_counter())))
             if runs[-1].note:
                 return label, None, runs
         best = (label, run, runs)
-        if math.sqrt(statistics.mean(r.error**2 for r in runs)) <= target_of(row):
+        if statistics.mean(r.error**2 for r in runs) <= most / seeds:
             return best
     label, _, runs = best
     if runs:

@@ -52,7 +52,7 @@ from gallery_curves import CurveFigures, Drawn
 from gallery_models import Study
 from matplotlib.figure import Figure
 
-from lossatlas import figures, files, local_results, registry, slice_results
+from lossatlas import figures, files, local_results, probe_results, registry
 from lossatlas.landscape import angles, expansion, mining_checks, moments, slices, trace, trajectories
 from lossatlas.landscape.density import density
 from lossatlas.landscape.directions import Direction
@@ -99,15 +99,8 @@ class Gallery(CurveFigures):
         found = [
             angles.against_gaussians(objective, along, distance=d, count=study.size.changes) for d in distances
         ]
-        dataset = xr.Dataset(
-            {
-                "loss": ("distance", [c.value for c in found]),
-                "gaussian_loss": (("distance", "draw"), np.stack([c.gaussians.numpy() for c in found])),
-            },
-            coords={"distance": distances},
-            attrs={"kind": "against-gaussians", "start": found[0].start, "name": along.name},
-        )
-        yield "fig06-gradient-against-gaussians", figures.plot(dataset)
+        dataset = xr.concat([c.to_dataset() for c in found], "distance")
+        yield "fig06-gradient-against-gaussians", figures.plot(dataset.assign_attrs(name=along.name))
 
     def fig9(self) -> Drawn:
         study = self.study
@@ -121,7 +114,7 @@ class Gallery(CurveFigures):
             loss = xr.concat([curve["loss"], curve["loss"].copy(data=checked.held_out[None].numpy())], "data")
             dataset = curve.drop_vars(["loss", "error"]).assign(loss=loss)
             dataset = dataset.assign_coords(data=["training images", "held-out images"])
-            cosines = local_results.to_dataset(mining_checks.alignment(along.vector, study.pairs(epoch)))
+            cosines = mining_checks.alignment(along.vector, study.pairs(epoch)).to_dataset()
             dataset = dataset.merge(cosines, combine_attrs="override").assign_attrs(status=checked.status)
             yield f"fig09-mined-epoch{epoch}", figures.plot(dataset)
 
@@ -163,16 +156,7 @@ class Gallery(CurveFigures):
             expansion.gaussian_change(lam, gradient_norm=gradient, trace=total, trace_of_square=square)
             for lam in measured.lambdas
         ]
-        dataset = xr.Dataset(
-            {
-                "change": (("scale", "draw"), measured.changes.numpy()),
-                "predicted_mean": ("scale", [law.mean for law in laws]),
-                "predicted_variance": ("scale", [law.variance for law in laws]),
-            },
-            coords={"scale": list(measured.lambdas)},
-            attrs={"kind": "loss-change"},
-        )
-        return figures.plot(dataset)
+        return figures.plot(probe_results.beside_law(measured, laws))
 
     def fig14(self) -> Drawn:
         study, epoch = self.study, self.study.late
@@ -185,10 +169,7 @@ class Gallery(CurveFigures):
         ):
             dataset = self.curve(14, epoch, [along], (a, b))
             pieces = expansion.local_pieces(study.objective(epoch), along.vector, np.linspace(a, b, 11).tolist())
-            dataset["piece_lambda"] = (("piece", "offset"), pieces.lambdas.numpy())
-            dataset["piece_loss"] = (("piece", "offset"), pieces.values.numpy())
-            dataset["piece_center"] = ("piece", pieces.positions.numpy())
-            yield f"fig14-{name}", figures.plot(dataset.assign_attrs(kind="expansion"))
+            yield f"fig14-{name}", figures.plot(dataset.merge(pieces.to_dataset(), combine_attrs="no_conflicts"))
 
     def trajectory(self) -> Drawn:
         study, epoch = self.study, self.study.late
@@ -201,7 +182,7 @@ class Gallery(CurveFigures):
         extent = tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
         grid = (study.size.grid,) * 2
         found = slices.surface(objective, first, second, extent=extent, grid=grid, classes=10)
-        yield "trajectory", figures.surface(slice_results.to_dataset(found), walk)
+        yield "trajectory", figures.surface(found.to_dataset(), walk)
 
     def _pairs_of_directions(self) -> list[tuple[str, int, list[Direction], float]]:
         """The planes of Fig. 12: name, epoch, directions, range."""

@@ -9,7 +9,7 @@ import xarray as xr
 from gallery_models import Study
 from matplotlib.figure import Figure
 
-from lossatlas import figures, slice_results
+from lossatlas import figures
 from lossatlas.figures.curves import shapes_of
 from lossatlas.figures.planes import shape_of
 from lossatlas.landscape import angles, mining_checks, slices
@@ -85,7 +85,7 @@ class CurveFigures:
             points = self.study.size.points
         objective = self.study.objective(epoch, *how.values())
         found = slices.line(objective, chosen, a=reach[0], b=reach[1], points=points, classes=10)
-        dataset = slice_results.to_dataset(found)
+        dataset = found.to_dataset()
         self.index.note(figure, epoch, dataset)
         return dataset
 
@@ -96,7 +96,7 @@ class CurveFigures:
         found = slices.surface(
             self.study.objective(epoch), first, second, extent=((-reach, reach),) * 2, grid=grid, classes=10
         )
-        dataset = slice_results.to_dataset(found)
+        dataset = found.to_dataset()
         self.index.note(figure, epoch, dataset)
         return dataset
 
@@ -175,7 +175,7 @@ class CurveFigures:
                 (equal, "equal length", mined.relative, found.advantage),
                 (best, "own best", reach, found.best_advantage),
             ):
-                title = f"epoch {epoch}, {text}: Δ {gain.value:.2g} ± {gain.stderr:.1g}"
+                title = f"epoch {epoch}, {text}\nΔ = {gain.value:.2g} ± {gain.stderr:.1g}"
                 row[title] = self.curve(8, epoch, [mined, gm.of_length(rival, length)])
         yield "fig08-mined", lines([equal, best])
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossatlas.landscape.objective import Criterion, supervised
+from lossatlas.landscape.criterion import Criterion, supervised
 
 RAGGED = (5, 5, 3)
 

@@ -12,8 +12,10 @@ from torch.func import functional_call
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import curve_fitting, paths
+from lossatlas.landscape.checkpoints import State, Stopped
+from lossatlas.landscape.criterion import supervised
 from lossatlas.landscape.curve_fitting import fit
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.parameters import flat_parameters, layout_of
 
 
@@ -404,3 +406,88 @@ def test_an_epoch_without_a_usable_batch_and_a_loss_without_a_graph():
         fit(net(0), ends, lambda _: images(), lambda _m, _b: torch.zeros(()), seed=0, epochs=1)
     with pytest.raises(UserError, match=r"bends=0.*lr=-1"):  # all at once
         fit(net(0), ends, itertools.repeat, cross_entropy, seed=0, bends=0, lr=-1)
+
+
+# ---- stopped and continued ----------------------------------------------------------------------------------
+
+
+class Memory:
+    """Checkpoints in memory: asks for one after so many batches, and stops there."""
+
+    def __init__(self, stop_after: int | None = None, saved: State | None = None) -> None:
+        self.left, self.saved = stop_after, saved
+
+    def load(self) -> State | None:
+        return copy.deepcopy(self.saved)
+
+    def due(self) -> bool:
+        self.left = None if self.left is None else self.left - 1
+        return self.left == 0
+
+    def save(self, state: State) -> None:
+        self.saved = copy.deepcopy(state)
+        raise Stopped
+
+
+def stoppable(memory: Memory | None, source: str, *, lr: float = 0.05) -> curve_fitting.CurveFit:
+    """A fit with Dropout, BatchNorm, two bends and 3 batches an epoch (8, 8, 1: the last one is left out)."""
+    data = images(17)
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    order = torch.Generator().manual_seed(5)
+
+    def shuffled(_epoch: int):
+        index = torch.randperm(17, generator=order)
+        yield from zip(x[index].split(8), y[index].split(8), strict=True)
+
+    sources = {
+        "fixed": lambda _epoch: data,
+        "shuffled": shuffled,  # from a generator of its own
+        "loader": lambda _epoch: loader,  # from torch's global one
+    }
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    return fit(
+        net(0, dropout=0.5),
+        ends_of_nets(),
+        sources[source],
+        cross_entropy,
+        seed=1,
+        bends=2,
+        epochs=4,
+        lr=lr,
+        checkpoints=memory,
+        generators=[order],
+    )
+
+
+@pytest.mark.parametrize("source", ["fixed", "shuffled", "loader"])
+@pytest.mark.parametrize("batches", [1, 2, 3, 4, 6, 8, 11, 12])
+def test_a_fit_that_was_stopped_ends_with_the_same_bits(source, batches):
+    memory = Memory(batches)
+    with pytest.raises(Stopped):
+        stoppable(memory, source)
+    torch.manual_seed(batches)  # another process has another global state
+    found, plain = stoppable(Memory(saved=memory.saved), source), stoppable(None, source)
+    assert torch.equal(found.points, plain.points)
+    assert (found.losses, found.status) == (plain.losses, "ok")
+    assert len(found.losses) == 4
+
+
+@pytest.mark.parametrize("name", ["velocity", "walk/now/0", "walk/now/1", "walk/start/2", "walk/sums"])
+def test_a_state_of_a_fit_that_lacks_anything_would_be_told(name):
+    memory = Memory(4)
+    with pytest.raises(Stopped):
+        stoppable(memory, "shuffled")
+    right = memory.saved.tensors[name]
+    wrong = torch.Generator().manual_seed(99).get_state() if right.dtype == torch.uint8 else right + 1
+    state = State({**memory.saved.tensors, name: wrong}, memory.saved.numbers)
+    found, plain = stoppable(Memory(saved=state), "shuffled"), stoppable(None, "shuffled")
+    assert not torch.equal(found.points, plain.points) or found.losses != plain.losses
+
+
+def test_a_diverging_fit_that_was_stopped_tells_the_same():
+    memory = Memory(2)
+    with pytest.raises(Stopped):
+        stoppable(memory, "fixed", lr=1e200)
+    found, plain = stoppable(memory, "fixed", lr=1e200), stoppable(None, "fixed", lr=1e200)
+    assert found.status == plain.status == "diverged"
+    assert (found.reason, len(found.losses)) == (plain.reason, len(plain.losses))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from cases import BY_NAME, conv_net
 from lossatlas.errors import UserError
 from lossatlas.landscape import angles, directions, trajectories
+from lossatlas.landscape.criterion import supervised
 from lossatlas.landscape.lanczos import eigenpairs
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import from_matrix, hessian
 
 WIDE = 10_000

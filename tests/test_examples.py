@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import lossatlas as la
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def test_losses_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), pytest.warns(la.PlainMathsWarning, match="fused attention"):
         runpy.run_path(str(EXAMPLES / "own_loss.py"), run_name="__main__")
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == ["dict batches", "regression", "physics", "tied weights", "frozen backbone"]

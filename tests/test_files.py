@@ -144,11 +144,33 @@ def test_names_of_temporaries_are_used_once() -> None:
     assert len({files.temporary_name("a") for _ in range(1000)}) == 1000
 
 
+def test_a_file_is_as_it_was_written_or_damaged(tmp_path: Path) -> None:
+    parts = {"a": b"1", "b c": b""}
+    files.commit_folder(tmp_path / "folder", {**parts, files.SUMS: files.check_sums(parts)}, scratch=tmp_path)
+    folder = tmp_path / "folder"
+    assert {name: files.read_checked(folder, name) for name in parts} == parts
+    # printf 1 | sha256sum; sha256sum < /dev/null
+    assert files.saved_sums(folder) == {
+        "a": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b",
+        "b c": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    }
+    (folder / "new").touch()
+    (folder / "b c").write_bytes(b"2")
+    for name in ("new", "b c"):
+        with pytest.raises(files.Damaged, match=f"folder/{name} is damaged: its check sum differs"):
+            files.read_checked(folder, name)
+    with pytest.raises(files.Damaged, match="folder/c is missing"):
+        files.read_checked(folder, "c")
+    (folder / files.SUMS).write_bytes((folder / files.SUMS).read_bytes()[:-1])
+    with pytest.raises(files.Damaged, match="SHA256SUMS is damaged"):
+        files.read_checked(folder, "a")
+
+
 def test_what_is_damaged_is_set_aside_once(tmp_path: Path) -> None:
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "a").write_bytes(b"1")
-    files.set_aside(tmp_path / "step", tmp_path / "damaged" / "step-1")
-    files.set_aside(tmp_path / "step", tmp_path / "damaged" / "step-2")  # somebody was first: harmless
+    assert files.set_aside(tmp_path / "step", tmp_path / "damaged" / "step-1")
+    assert not files.set_aside(tmp_path / "step", tmp_path / "damaged" / "step-2")  # somebody was first: harmless
     assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["step-1"]
 
 

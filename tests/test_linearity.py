@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case, Reused, Siamese, conv_net
+from lossatlas.landscape.criterion import Criterion, supervised
 from lossatlas.landscape.linearity import confirm, piecewise_affine
-from lossatlas.landscape.objective import Criterion, Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.tasks.models import resnet18
 from oracles.dense import dense_hessian, gauss_newton
 
@@ -211,3 +212,23 @@ def test_leaves_the_random_state_and_the_model_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[name]) for name, t in objective.model.state_dict().items())
     assert all(p.grad is None for p in objective.model.parameters())
+
+
+class Shifted(nn.Module):
+    """A shift of all scores at once, as the bias of the keys in attention: softmax does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift = nn.Linear(4, 3), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) + self.shift).softmax(1)
+
+
+def test_a_weight_without_effect_is_no_disagreement() -> None:
+    torch.manual_seed(0)
+    model = Shifted().double()
+    for seed in range(5):
+        x = torch.randn(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        objective = Objective(model, [(x, torch.arange(7) % 3)], supervised(F.cross_entropy))
+        assert confirm(objective, affine=False, seed=seed).holds

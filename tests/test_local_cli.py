@@ -20,11 +20,12 @@ from torch import Tensor, nn
 import command
 from command import Finished
 from lossatlas import local_results
-from lossatlas.cli import local_running
+from lossatlas.cli import local_running, plane_running
 from lossatlas.cli.directions import Scale
 from lossatlas.cli.partial import Partial
 from lossatlas.cli.target import Target
-from lossatlas.landscape.objective import supervised
+from lossatlas.landscape import paths
+from lossatlas.landscape.criterion import supervised
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.specs import Train
 from lossatlas.tasks import data, losses, models
@@ -309,6 +310,57 @@ def test_connect_recalibrates_unless_told(folder: Path, tmp_path: Path) -> None:
     assert called.code == 0
 
 
+def test_a_plane_has_the_models_at_their_places_with_their_own_losses(folder: Path, tmp_path: Path) -> None:
+    weights = [f"mlp{k}.safetensors" for k in range(3)]
+    found, lines = done(folder, tmp_path, "plane", "plane", *weights, *MLP, "--grid", 5, 4, "--margin", 0.1)
+    assert found["loss"].shape == found["error"].shape == (5, 4)
+    assert {f"out/{name}.png" for name in ("plane", "plane_3d")} <= {line[8:] for line in lines}
+    thetas = torch.stack([flat_parameters(state(folder, f"mlp{k}")) for k in range(3)]).double()
+    places = torch.from_numpy(xr.concat([found["model_alpha"], found["model_beta"]], "axis").values.T.copy())
+    torch.testing.assert_close(torch.cdist(places, places), torch.cdist(thetas, thetas))
+    batch = samples().head(IMAGES)
+    with torch.no_grad():
+        losses_ = [
+            F.cross_entropy(state(folder, f"mlp{k}")(batch[0]), batch[1], reduction="none") for k in range(3)
+        ]
+    own = [loss.mean().item() for loss in losses_]
+    spread = [loss.std().item() / math.sqrt(IMAGES) for loss in losses_]
+    # 1e-5: a mean in float64 of float32 losses against one in float32
+    assert found["model_loss"].values == pytest.approx(own, rel=1e-5)
+    assert found["model_loss_se"].values == pytest.approx(spread, rel=1e-4)
+    assert (found.attrs["batchnorm"], found.attrs["kind"], found.attrs["curve"]) == (
+        "recalibrate",
+        "plane",
+        "none",
+    )
+    header, *rows = [line.split("\t") for line in lines[:4]]
+    assert header == ["model", "file", "alpha", "beta", "loss", "error"]
+    assert [row[:2] for row in rows] == [[name, file] for name, file in zip("ABC", weights, strict=True)]
+    assert rows[1][4] == f"{own[1]:.4g} +- {spread[1]:.2g}"
+
+
+def test_the_bend_of_a_curve_is_left_for_the_plane_that_shows_it(folder: Path, tmp_path: Path) -> None:
+    ends = ("cnn0.safetensors", "cnn1.safetensors")
+    options = ("--epochs", 1, "--points", 3, "--batch-size", 20)
+    connection, lines = done(folder, tmp_path, "connection", "connect", *ends, *CNN, *options)
+    assert "bend: out/bend-1-2.safetensors" in lines
+    curve = ("out/bend-1-2.safetensors", *CNN, "--curve", "bezier", "--grid", 3, 3, "--batch-size", 20)
+    found, _ = done(folder, tmp_path, "plane", "plane", *ends, *curve)
+    way = found[["curve_alpha", "curve_beta"]]
+    bend = network("cnn", 0)
+    bend.load_state_dict(safetensors.torch.load_file(tmp_path / "out" / "bend-1-2.safetensors"))
+    points = torch.stack(
+        [flat_parameters(m).double() for m in (state(folder, "cnn0"), bend, state(folder, "cnn1"))]
+    )
+    middle = paths.bezier(points, 0.5) - points[0]
+    distance = math.hypot(*(way.sel(t=0.5)[name].item() for name in way))
+    assert distance == pytest.approx(middle.norm().item(), rel=1e-9)
+    ends_of = connection["loss"].sel(path="line").values[0, [0, -1]]
+    assert found["model_loss"].values[:2] == pytest.approx(
+        ends_of, rel=1e-6
+    )  # both recalibrated on the same images
+
+
 def test_compare_tells_how_alike_models_are(folder: Path, tmp_path: Path) -> None:
     weights = ["mlp0.safetensors", "mlp1.safetensors", "mlp0.safetensors"]
     found, lines = done(folder, tmp_path, "comparison", "compare", *weights, *MLP)
@@ -380,6 +432,13 @@ WRONG: list[tuple[list[Any], list[str]]] = [
     (["compare", "mlp0.safetensors", *MLP], ["1 WEIGHTS", "2 or more"]),
     (["connect", "mlp0.safetensors", "mlp1.safetensors", *MLP, "--kind", "arc"], ["--kind 'arc'"]),
     (["spectrum", "mlp0.safetensors", *MLP, "-k", 100], ["k=100"]),
+    (["plane", "mlp0.safetensors", "mlp1.safetensors", *MLP], ["three WEIGHTS", "2 were given"]),
+    (["plane", *["mlp0.safetensors"] * 4, *MLP], ["three WEIGHTS", "4 were given"]),
+    (["plane", "mlp0.safetensors", "mlp1.safetensors", "mlp0.safetensors", *MLP], ["A and C are equal"]),
+    (["plane", "mlp0.safetensors", "mlp1.safetensors", "nan.pt", *MLP], ["model C are not finite"]),
+    (["plane", *[f"mlp{k}.safetensors" for k in range(3)], *MLP, "--curve", "arc"], ["--curve 'arc'", "bezier"]),
+    (["plane", *[f"mlp{k}.safetensors" for k in range(3)], *MLP, "--grid", 1, 3], ["No grid", "2 points or more"]),
+    (["plane", "mlp0.safetensors", "mlp1.safetensors", "cnn2.safetensors", *MLP], ["cnn2", "not those of this"]),
 ]
 
 
@@ -443,6 +502,28 @@ def test_a_broken_off_slice_goes_on(
     assert len(computed) == 6 + 11
 
 
+def test_a_broken_off_plane_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [folder / f"mlp{k}.safetensors" for k in range(3)]
+    target = Target(
+        weights=weights, model="mlp", option=["width=2"], data="digits", images=IMAGES, device="cpu", out=tmp_path
+    )
+    keep, computed = Partial.keep, []
+
+    def until_the_fifth(self: Partial, *point: Any) -> None:
+        keep(self, *point)
+        computed.append(point)
+        if len(computed) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Partial, "keep", until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        plane_running.plane(target, margin=0.2, grid=(3, 4), curve=None)
+    assert not (tmp_path / "plane.nc").exists()
+    plane_running.plane(target, margin=0.2, grid=(3, 4), curve=None)
+    assert len(computed) == 12
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 def test_points_of_other_work_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "partial.json"
     kept = Partial(path, ["a", (1, 2)])
@@ -454,7 +535,7 @@ def test_points_of_other_work_do_not_count(tmp_path: Path) -> None:
     assert Partial(path, ["a", (1, 2)]).done == {}
 
 
-@pytest.mark.parametrize("name", ["spectrum", "line", "surface", "mine", "connect", "compare"])
+@pytest.mark.parametrize("name", ["spectrum", "line", "surface", "mine", "connect", "compare", "plane"])
 def test_help_loads_no_torch(name: str) -> None:
     program = (
         "import sys\n"

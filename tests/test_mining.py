@@ -11,10 +11,11 @@ from torch.func import functional_call
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import mining
+from lossatlas.landscape.criterion import Criterion, supervised
 from lossatlas.landscape.lanczos import Eigenpairs, eigenpairs
 from lossatlas.landscape.mining import mine_vvv_basin, mine_w_peak
 from lossatlas.landscape.mining_checks import alignment, compare, survives
-from lossatlas.landscape.objective import Criterion, Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import layout_of
 from lossatlas.tasks.data import digits

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,9 +15,11 @@ from torch.optim.swa_utils import update_bn
 
 from cases import BY_NAME, CASES, Case, Tied, conv_net
 from lossatlas.errors import UserError
+from lossatlas.landscape import batches as split
+from lossatlas.landscape.criterion import supervised
 from lossatlas.landscape.lanczos import eigenpairs
 from lossatlas.landscape.linearity import confirm, piecewise_affine
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.landscape.trace import trace
@@ -118,6 +120,127 @@ def test_dtype_moves_the_copy_and_the_batches() -> None:
     double = Objective(case.model, case.batches, case.criterion)
     # float32 weights and sums: eps 6e-8 through some hundred operations
     assert math.isclose(single(single.center).item(), double(double.center).item(), rel_tol=1e-5)
+
+
+# ---- batches of any kind, losses of one's own ---------------------------------------------------------------
+
+
+def test_batches_keep_their_type_and_are_moved_and_cut() -> None:
+    x, y = torch.randn(5, 4), torch.arange(5)
+    for batch in ({"x": x, "y": y}, OrderedDict(x=x, y=y), UserDict(x=x, y=y), defaultdict(list, x=x, y=y)):
+        moved = split.move(batch, torch.float64, torch.device("cpu"))
+        assert type(moved) is type(batch)
+        assert (moved["x"].dtype, moved["y"].dtype) == (torch.float64, torch.int64)
+        parts = list(split.pieces(moved, 2))
+        assert [len(part["y"]) for part in parts] == [2, 2, 1]
+        assert torch.equal(torch.cat([part["x"] for part in parts]), x.double())
+        assert batch["x"] is x
+
+
+@pytest.mark.parametrize("extra", [["a", "b", "c", "d", "e"], torch.arange(3), torch.tensor(0.1), range(5)])
+def test_a_batch_with_a_part_that_cannot_be_cut_stays_whole(extra: Any) -> None:
+    (only,) = split.pieces({"x": torch.randn(5, 4), "extra": extra}, 2)
+    assert len(only["x"]) == 5
+    assert only["extra"] is extra
+
+
+def test_what_belongs_to_the_whole_batch_does_not_keep_it_whole() -> None:
+    parts = list(split.pieces((torch.randn(5, 4), "a task", None, 0.1), 2))
+    assert [part[1:] for part in parts] == [("a task", None, 0.1)] * 3
+
+
+def token_mean(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean over the tokens that are not padding, as models of texts have it: not a mean over samples."""
+    return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), ignore_index=-1)
+
+
+def test_a_bare_loss_is_split_only_where_it_is_a_mean_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "ACTIVATION_BYTES", 1)  # pieces as small as they come
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3).double(), torch.randn(40, 6, 4, dtype=torch.float64)
+    y = torch.where(torch.arange(6) < torch.arange(40).unsqueeze(1) % 6 + 1, torch.randint(0, 3, (40, 6)), -1)
+    losses: dict[str, tuple[Any, int]] = {
+        "mean over samples": (lambda m, b: m(b[0]).square().mean(), 16),
+        "over tokens": (token_mean, 40),
+        "between samples": (lambda m, b: m(b[0]).var(0).mean(), 40),
+        "needs several": (lambda m, b: m(b[0][-3:]).square().mean() + m(b[0][7]).mean(), 40),
+    }
+    for name, (loss, longest) in losses.items():
+        objective = Objective(model, [(x, y)], loss)
+        assert max(len(b[0]) for b in objective.batches()) == longest, name
+        torch.testing.assert_close(objective(objective.center), loss(model, (x, y)).detach(), **CLOSE)
+    assert Objective(model, [(x, y)], token_mean, chunk=7).chunk == 7  # who gives it, knows
+
+
+class Solution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def residual(model: nn.Module, points: Tensor) -> Tensor:
+    """u' + u on the points, written as for training: without a thought of no_grad."""
+    x = points.clone().requires_grad_()
+    u = model(x)
+    (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    return (slope + u).square().mean()
+
+
+@pytest.mark.parametrize("params", [None, r"net\.0"])
+def test_a_loss_may_differentiate_inside(params: str | None) -> None:
+    torch.manual_seed(0)
+    model, points = Solution().double(), [torch.rand(n, 1, dtype=torch.float64) for n in (7, 4)]
+    objective = Objective(model, points, residual, params=params)
+    with torch.no_grad():
+        value = objective(objective.center)
+        slope = objective.gradient(objective.center)
+    expected = residual(model, torch.cat(points))
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected.detach(), **CLOSE)
+    chosen = [p for n, p in model.named_parameters() if params is None or n.startswith("net.0")]
+    by_hand = torch.autograd.grad(expected, chosen)
+    torch.testing.assert_close(slope, torch.cat([g.flatten() for g in by_hand]), rtol=1e-10, atol=1e-13)
+    v, h = torch.ones_like(slope), 1e-5  # truncation ~ h^2, rounding ~ 1e-16 / h
+    ends = [objective.gradient(objective.center + sign * h * v) for sign in (1, -1)]
+    torch.testing.assert_close(hessian(objective) @ v, (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_values_build_no_graph() -> None:
+    """Nor through parameters that are not chosen, whose graph would hold the activations of all data."""
+    case = BY_NAME["mlp_relu"]
+    objective = Objective(case.model, case.batches, case.criterion, params=r"^4\.")
+    seen: list[bool] = []
+    objective.model.register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
+    objective(objective.center)
+    assert not objective.outputs(objective.center).requires_grad
+    assert seen == [False] * 6
+    assert all(p.requires_grad for p in case.model.parameters())
+
+
+def test_buffers_are_moved_and_never_written() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("scale", torch.tensor([1.0, 2.0, 0.5]))
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.layer(x) * self.scale
+
+    torch.manual_seed(0)
+    model, case = Counting(), BY_NAME["mlp_relu"]
+    objective = Objective(model, case.batches, case.criterion, dtype=torch.float64)
+    objective.values(torch.stack([objective.center] * 2))
+    hessian(objective) @ objective.center
+    buffers = objective.buffers(objective.center)
+    assert (buffers["scale"].dtype, buffers["calls"].dtype) == (torch.float64, torch.int64)
+    assert int(buffers["calls"]) == int(model.calls) == 0
+    assert model.scale.dtype == torch.float32
 
 
 # ---- parameters ---------------------------------------------------------------------------------------------
@@ -420,6 +543,12 @@ def test_other_mistakes_are_named() -> None:
         Objective(copy.deepcopy(case.model).requires_grad_(False), case.batches, case.criterion)
     with pytest.raises(UserError, match="chunk=0"):
         Objective(case.model, case.batches, case.criterion, chunk=0)
+    with pytest.raises(UserError, match="mps has no float64"):
+        Objective(case.model, case.batches, case.criterion, device="mps")
+    spectral = nn.Linear(4, 3)
+    spectral.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(UserError, match=r"phase is torch\.complex64"):
+        Objective(spectral, case.batches, case.criterion)
     with pytest.raises(UserError, match="does not depend on the chosen parameters"):
         Objective(case.model, case.batches, lambda _, batch: batch[0].mean())
     objective = Objective(case.model, case.batches, case.criterion)

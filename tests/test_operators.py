@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cases import BY_NAME, CASES, Case
 from lossatlas.errors import UserError
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.criterion import supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import HessianOperator, from_matrix, hessian
 from oracles.dense import dense_hessian
 
@@ -133,28 +134,6 @@ def test_a_loss_linear_in_the_parameters_has_a_zero_hessian() -> None:
     model = nn.Linear(3, 1, bias=False)
     objective = Objective(model, [torch.randn(4, 3)], lambda model, x: model(x).mean())
     assert torch.equal(hessian(objective) @ torch.ones(3), torch.zeros(3))
-
-
-def test_attention_can_be_differentiated_twice() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.out = nn.Linear(4, 12), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.embed(x).chunk(3, dim=-1)
-            return self.out(F.scaled_dot_product_attention(q, k, v).mean(1))
-
-    torch.manual_seed(0)
-    model = Attention().double()
-    batches = [(torch.randn(n, 5, 4, dtype=torch.float64), torch.randint(0, 2, (n,))) for n in (3, 2)]
-    objective = Objective(model, batches, supervised(F.cross_entropy))
-    v = torch.randn(objective.layout.size, dtype=torch.float64)
-    h = 1e-5  # truncation h^2 |third derivative| ~ 1e-10, rounding 1e-16 / h ~ 1e-11, both with room
-    numeric = (objective.gradient(objective.center + h * v) - objective.gradient(objective.center - h * v)) / (
-        2 * h
-    )
-    torch.testing.assert_close(hessian(objective) @ v, numeric, rtol=1e-6, atol=1e-8)
 
 
 def test_what_cannot_be_differentiated_twice_names_the_way_out() -> None:

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import update_bn
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import paths
-from lossatlas.landscape.objective import Objective, supervised
+from lossatlas.landscape.criterion import supervised
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.parameters import flat_parameters, layout_of
 
 SHAPES = [("bezier", 1), ("bezier", 2), ("bezier", 4), ("chain", 1), ("chain", 3), ("line", 1)]

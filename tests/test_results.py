@@ -1,8 +1,10 @@
 """The results schema: where numbers lie, what is missing, and that a file gives back what was saved."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -121,18 +123,86 @@ def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
             results.load(nothing)
 
 
-def test_a_file_with_scrambled_bytes_never_gives_a_traceback(tmp_path: Path) -> None:
-    results.save(tree(), tmp_path / "results.nc")
-    content = (tmp_path / "results.nc").read_bytes()
+def test_a_scrambled_file_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "results.nc"
+    results.save(tree(), path)
+    content, right = path.read_bytes(), results.load(path)
     generator = np.random.default_rng(0)
     refused = 0
-    for _ in range(60):
+    for count in [1] * 40 + [64] * 20:  # one bit, or a run of bytes
         scrambled = np.frombuffer(content, np.uint8).copy()
-        start = generator.integers(0, len(content) - 64)
-        scrambled[start : start + 64] = generator.integers(0, 256, 64)
-        (tmp_path / "scrambled.nc").write_bytes(scrambled.tobytes())
+        start = generator.integers(0, len(content) - count)
+        flips = generator.integers(0, 256, count) if count > 1 else 1 << generator.integers(0, 8)
+        scrambled[start : start + count] ^= np.uint8(flips)
+        path.write_bytes(scrambled.tobytes())
         try:
-            results.load(tmp_path / "scrambled.nc")
+            found = results.load(path)
         except FileError:
             refused += 1
-    assert refused > 10  # bytes of numbers may be scrambled unseen, those of the form may not
+        else:
+            xr.testing.assert_identical(found, right)  # bytes that mean nothing: gaps, time stamps, padding
+    assert refused > 15  # or this test has shown nothing
+
+
+def test_every_byte_of_a_number_or_a_text_counts(tmp_path: Path) -> None:
+    path = tmp_path / "results.nc"
+    results.save(tree(), path)
+    content = path.read_bytes()
+    loss = np.array(models()["loss"].values, "<f8").tobytes()
+    numbers = [content.index(loss) + i for i in range(0, len(loss), 9)]
+    texts = (b"in epoch 3", b"diverged", b"training loss", b"a test", b"2.5]")
+    for place in [*numbers, *(content.index(text) + 1 for text in texts)]:
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(FileError, match="damaged"):
+            results.load(path)
+        if place in numbers:  # HDF5 itself tells, whoever reads
+            with pytest.raises(OSError, match="filter returned failure"), h5py.File(path) as opened:
+                opened["models/loss"][:]
+
+
+def test_two_files_of_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
+    results.save(tree(), tmp_path / "one.nc")
+    results.save(results.load(tmp_path / "one.nc"), tmp_path / "other.nc")
+    results.save(tree(), tmp_path / "again.nc")
+    assert (tmp_path / "one.nc").read_bytes() == (tmp_path / "again.nc").read_bytes()
+    digests = {results.load(path).attrs[results.DIGEST] for path in tmp_path.iterdir()}
+    assert digests == {results.digest(tree())}
+
+
+def test_the_digest_sees_every_kind_of_change() -> None:
+    def changed(change: Callable[[xr.DataTree], None]) -> str:
+        other = tree().copy(deep=True)
+        change(other)
+        return results.digest(other)
+
+    changes: list[Callable[[xr.DataTree], None]] = [
+        lambda t: t.attrs.update(name="another test"),
+        lambda t: t["models"].attrs.update(new=1),
+        lambda t: t["models"]["loss"].attrs.update(units="bit"),
+        lambda t: t["models"]["loss"].values.__setitem__((0, 1, 0), np.nextafter(1.5, 2)),
+        lambda t: t["models"]["status"].values.__setitem__((0, 0, 0), "ok"),
+        lambda t: t["phases"]["phase"].values.__setitem__(0, "II"),
+        lambda t: t["models"].__setitem__("loss", t["models"]["loss"].astype("float32")),
+        lambda t: t.__delitem__("phases"),
+        lambda t: t["models"].__setitem__("seed", [0, 8]),
+    ]
+    digests = [changed(change) for change in changes]
+    assert len({*digests, results.digest(tree())}) == len(changes) + 1
+    assert changed(lambda _: None) == results.digest(tree())
+
+
+def test_a_file_that_others_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.nc"
+    results.save(tree(), path)
+    found = results.load(path)
+    found["models"]["loss"][0, 0, 0] = 3.0
+    found.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(FileError, match="was changed after lossatlas wrote it"):
+        results.load(path)
+    tree().to_netcdf(path, engine="h5netcdf")  # it never had a digest
+    with pytest.raises(FileError, match="does not match its content_sha256"):
+        results.load(path)
+    results.save(found, path)
+    assert results.load(path)["models"]["loss"][0, 0, 0] == 3.0

@@ -357,6 +357,10 @@ def test_damaged_steps_are_set_aside_and_made_again(
     else:
         content[-1] ^= 1  # a single bit; the file's form stays right
     damaged.write_bytes(content)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    told = command.status(tmp_path, copy)["damaged"]
+    assert told == ([damaged.parent.name] if name == "result.json" else [])  # the only file that status reads
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before  # it only looks
     (copy / "results.nc").unlink()
     # What takes the arrays as its input is to be done again, so that somebody looks at them.
     for step in {"best.safetensors": ["evaluation"], "arrays.safetensors": ["connectivity"]}.get(name, []):

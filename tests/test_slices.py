@@ -14,7 +14,8 @@ from cases import BY_NAME, CASES, conv_net
 from lossatlas import slice_results
 from lossatlas.errors import FileError, UserError
 from lossatlas.landscape import directions, first_layer, slices
-from lossatlas.landscape.objective import Criterion, Objective, supervised
+from lossatlas.landscape.criterion import Criterion, supervised
+from lossatlas.landscape.objective import Objective
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -78,7 +78,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lossatlas.landscape.objective import supervised
+from lossatlas.landscape.criterion import supervised
 from lossatlas.tasks.data import RawData
 
 X, Y = np.zeros((6, 5), np.float32), np.array([0, 1, 2, 0, 1, 2], np.uint8)

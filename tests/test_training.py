@@ -1,6 +1,9 @@
 """Training: the optimiser against torch's, the schedule, which weights are kept, divergence, repeatability."""
 
+import copy
 import math
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.objective import Criterion, supervised
+from lossatlas.landscape.checkpoints import DoesNotFit, State, Stopped
+from lossatlas.landscape.criterion import Criterion, supervised
 from lossatlas.seeding import derive
 from lossatlas.specs import EarlyStop, Optimizer, Schedule, Train
 from lossatlas.tasks import losses
@@ -244,3 +248,175 @@ def test_progress_hears_of_every_epoch() -> None:
         progress=lambda epoch, loss: heard.append((epoch, loss)),
     )
     assert heard == list(enumerate(result.history["loss"], start=1))
+
+
+# ---- stopped and continued ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """Checkpoints in memory: asks for one after so many batches, and stops there."""
+
+    stop_after: int | None = None
+    saved: State | None = None
+    batches: int = field(default=0, init=False)
+
+    def load(self) -> State | None:
+        return copy.deepcopy(self.saved)
+
+    def due(self) -> bool:
+        self.batches += 1
+        return self.batches == self.stop_after
+
+    def save(self, state: State) -> None:
+        self.saved = copy.deepcopy(state)
+        raise Stopped
+
+
+class Odd(nn.Module):
+    """What a state_dict or a list of parameters may miss: a buffer that is not saved, a tie, a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tied, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.tied.weight = self.first.weight
+        self.first.bias.requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        hidden = torch.relu(self.first(x)) * (1 + 0.1 * torch.sin(self.calls))
+        hidden = F.dropout(self.tied(hidden), 0.2)
+        return self.last(hidden)
+
+
+BATCHES, EPOCHS = 6, 4  # 50 samples in batches of 8
+STORY = {  # the rate drops in epoch 3, the early stop comes in epoch 3
+    "epochs": EPOCHS,
+    "schedule": Schedule(name="step", factor=0.1, at=0.5),
+    "early_stop": EarlyStop(tolerance=10.0, patience=1, start=3),
+}
+
+
+def built(name: str) -> nn.Module:
+    if name == "network":
+        return network(0, 0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Odd()
+
+
+def story(name: str, memory: Memory | None = None, **changes: object) -> TrainedModel:
+    settings = recipe(**{**STORY, **changes})
+    return train(built(name), samples(), losses.cross_entropy(), settings, seed=0, checkpoints=memory)
+
+
+@cache
+def undisturbed(name: str) -> TrainedModel:
+    return story(name)
+
+
+def assert_same_bits(one: TrainedModel, other: TrainedModel) -> None:
+    for what in ("status", "reason", "epochs", "best_epoch", "early_stopped_epoch", "history"):
+        assert getattr(one, what) == getattr(other, what), what
+    assert one.weights.keys() == other.weights.keys()
+    for kept, weights in one.weights.items():
+        assert weights.keys() == other.weights[kept].keys()
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, other.weights[kept][name]), (kept, name)
+
+
+@pytest.mark.parametrize("name", ["network", "odd"])
+@pytest.mark.parametrize("batches", range(1, BATCHES * EPOCHS + 1))
+def test_a_training_that_was_stopped_ends_with_the_same_bits(name: str, batches: int) -> None:
+    memory = Memory(batches)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with pytest.raises(Stopped):
+        story(name, memory)
+    assert torch.equal(torch.get_rng_state(), before)  # also on this way out
+    torch.manual_seed(batches)  # another process has another global state
+    found = story(name, Memory(saved=memory.saved))
+    assert set(found.weights) == {"best", "early-stopped", "final"}
+    assert found.early_stopped_epoch == 3
+    assert_same_bits(found, undisturbed(name))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("batches", [1, 6, 9, 24])
+def test_a_training_on_a_gpu_that_was_stopped_ends_with_the_same_bits(batches: int) -> None:
+    def on_gpu(memory: Memory | None) -> TrainedModel:
+        inputs, targets = samples().head(50)
+        raw = RawData(inputs.numpy(), targets.numpy(), inputs.numpy(), targets.numpy(), 3)
+        data = Samples(raw.train_inputs, raw.train_targets, raw, "cuda")
+        model = network(0, 0.5).cuda()
+        return train(model, data, losses.cross_entropy(), recipe(**STORY), seed=0, checkpoints=memory)
+
+    memory = Memory(batches)
+    with pytest.raises(Stopped):
+        on_gpu(memory)
+    torch.cuda.manual_seed(batches)
+    assert_same_bits(on_gpu(Memory(saved=memory.saved)), on_gpu(None))
+
+
+def test_a_training_that_is_stopped_again_and_again_ends_with_the_same_bits() -> None:
+    memory, stops = Memory(1), 0
+    while True:
+        try:
+            found = story("network", memory)
+        except Stopped:
+            memory, stops = Memory(1, memory.saved), stops + 1  # one batch a start
+        else:
+            break
+    assert stops == BATCHES * EPOCHS
+    assert_same_bits(found, undisturbed("network"))
+
+
+def test_a_state_that_lacks_anything_would_be_told() -> None:
+    """The comparison above sees a wrong velocity, order, Dropout state or sum: this test spoils each."""
+    memory = Memory(9)
+    with pytest.raises(Stopped):
+        story("network", memory)
+    assert memory.saved is not None
+    other = torch.Generator().manual_seed(99).get_state()
+    spoiled = {
+        "velocity": memory.saved.tensors["velocity"] * 2,
+        "walk/now/0": other,  # Dropout
+        "walk/start/1": other,  # the order of this epoch
+        "walk/now/1": other,  # the order of the next
+        "walk/sums": memory.saved.tensors["walk/sums"] + 1,
+        "model/1.running_mean": memory.saved.tensors["model/1.running_mean"] + 1,
+    }
+    for name, tensor in spoiled.items():
+        assert name in memory.saved.tensors
+        state = State({**memory.saved.tensors, name: tensor}, memory.saved.numbers)
+        with pytest.raises(AssertionError):
+            assert_same_bits(story("network", Memory(saved=state)), undisturbed("network"))
+
+
+def test_a_diverged_training_that_was_stopped_tells_the_same() -> None:
+    memory = Memory(3)
+    with pytest.raises(Stopped):
+        story("network", memory, optimizer=Optimizer(lr=1e30))
+    found = story("network", memory, optimizer=Optimizer(lr=1e30))
+    plain = story("network", optimizer=Optimizer(lr=1e30))
+    assert found.status == "diverged"
+    assert (found.reason, found.epochs, found.weights) == (plain.reason, plain.epochs, {})
+
+
+def test_progress_goes_on_where_it_was() -> None:
+    memory, heard = Memory(2 * BATCHES + 1), []
+    with pytest.raises(Stopped):
+        story("network", memory)
+    model, settings = network(0, 0.5), recipe(**STORY)
+    told = lambda epoch, _loss: heard.append(epoch)  # noqa: E731
+    train(model, samples(), losses.cross_entropy(), settings, seed=0, progress=told, checkpoints=memory)
+    assert heard == [3, 4]
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    memory = Memory(1)
+    with pytest.raises(Stopped):
+        story("odd", memory)
+    with pytest.raises(DoesNotFit, match="The checkpoint does not fit the model: for "):
+        story("network", memory)

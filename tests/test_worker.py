@@ -1,5 +1,6 @@
 """The worker in this process: what it leaves as it was, what it does again, what it does not."""
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ import torch
 from command import TINY
 from lossatlas import specs
 from lossatlas.errors import FileError, UserError
+from lossatlas.files import Damaged
+from lossatlas.landscape.checkpoints import State, Stopped
 from lossatlas.sweep.collect import collect
 from lossatlas.sweep.plan import CellPlan, Step, plan
 from lossatlas.sweep.store import Store
+from lossatlas.sweep.unfinished import Unfinished, packed, unpacked
 from lossatlas.sweep.worker import Worker
 from lossatlas.tasks import data
 from lossatlas.tasks.corruption import corrupted
@@ -57,10 +61,10 @@ def one_cell(raw: RawData, *without: str, **train: Any) -> tuple[specs.Spec, lis
 
 
 def work(
-    folder: Path, raw: RawData, cells: Sequence[CellPlan], weights: str = "best"
+    folder: Path, raw: RawData, cells: Sequence[CellPlan], weights: str = "best", **options: Any
 ) -> tuple[Heard, dict[str, str]]:
     heard = Heard()
-    worker = Worker(Store(folder / "store"), raw, weights, folder / "failed", heard)
+    worker = Worker(Store(folder / "store"), raw, weights, folder / "failed", heard, **options)
     return heard, worker.run(cells)
 
 
@@ -194,3 +198,173 @@ def test_a_collapsed_model_is_a_status(raw: RawData, tmp_path: Path) -> None:
     assert (models["status"].where(collapsed, "collapsed") == "collapsed").all()
     reason = models["reason"].where(collapsed, drop=True).values.ravel()[0]
     assert f"no better than a constant prediction ({guessing:.4g}%)" in reason
+
+
+# ---- stopped and continued ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Countdown:
+    """A stop that is asked for once it was looked at so often: before every step and after every batch."""
+
+    left: int
+
+    @property
+    def asked(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def small(raw: RawData) -> list[CellPlan]:
+    """One cell, two trainings of 6 batches and a curve of 4: 22 looks at the stop."""
+    return one_cell(raw, "hessian", "cka", "distance", "disagreement", "ensemble", epochs=2)[1]
+
+
+def results_of(folder: Path) -> dict[str, bytes]:
+    """All that is in the store's steps except how and when it was made."""
+    files = {
+        p.relative_to(folder): p for p in folder.glob("*/??/*/*") if p.name not in ("meta.json", "SHA256SUMS")
+    }
+    return {str(name): path.read_bytes() for name, path in files.items()}
+
+
+def stopped(folder: Path, raw: RawData, cells: Sequence[CellPlan], looks: int) -> bool:
+    """Whether a worker that is stopped after so many looks leaves, rather than end."""
+    try:
+        work(folder, raw, cells, stop=Countdown(looks))
+    except Stopped:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raw: RawData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    work(folder, raw, small(raw))
+    return results_of(folder / "store")
+
+
+@pytest.mark.parametrize("looks", [0, 1, 4, 8, 15, 17, 20, 21])
+def test_work_that_was_stopped_goes_on_with_the_same_bits(
+    looks: int, raw: RawData, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    store, cells = tmp_path / "store", small(raw)
+    stops = 0
+    while stopped(tmp_path, raw, cells, looks if stops < 3 else 10**9):
+        stops += 1
+        assert len(list((store / "unfinished").glob("*"))) <= 1  # the step in hand, if it is one
+    assert stops >= 1
+    assert results_of(store) == undisturbed
+    assert not list((store / "unfinished").glob("*"))
+    assert not (store / "damaged").exists()
+    assert not (tmp_path / "failed").exists()  # to be stopped is no failure
+
+
+def test_the_step_in_hand_tells_its_stops_and_all_its_time(raw: RawData, tmp_path: Path) -> None:
+    cells = small(raw)
+    assert stopped(tmp_path, raw, cells, 5)
+    key = cells[0].steps[0].key
+    assert [p.name for p in (tmp_path / "store" / "unfinished").iterdir()] == [f"train-{key}.safetensors"]
+    work(tmp_path, raw, cells)
+    meta = json.loads((Store(tmp_path / "store").folder("train", key) / "meta.json").read_text())
+    assert meta["stops"] == 1
+    other = json.loads(
+        (Store(tmp_path / "store").folder("train", cells[0].steps[1].key) / "meta.json").read_text()
+    )
+    assert other["stops"] == 0
+
+
+def test_checkpoints_by_wall_time_change_nothing(
+    raw: RawData, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = []
+    original = Unfinished.save
+
+    def counted(self: Unfinished, state: State) -> None:
+        original(self, state)
+        assert self.store.unfinished(self.step, self.key).is_file()
+        saves.append(self.step)
+
+    monkeypatch.setattr(Unfinished, "save", counted)
+    work(tmp_path, raw, small(raw), interval=0.0)
+    assert saves == ["train"] * 2 * 6 + ["curve"] * 4  # after every batch
+    assert results_of(tmp_path / "store") == undisturbed
+    assert not list((tmp_path / "store" / "unfinished").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "sum", "empty", "of another step", "format"])
+def test_a_checkpoint_that_cannot_be_trusted_is_set_aside_and_the_step_begun_anew(
+    damage: str, raw: RawData, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    cells, store = small(raw), Store(tmp_path / "store")
+    assert stopped(tmp_path, raw, cells, 5)
+    (path,) = (store.root / "unfinished").iterdir()
+    content = path.read_bytes()
+    state, about = unpacked(content, "train", cells[0].steps[0].key)
+    if damage == "of another step":  # whole, but under this name
+        about["key"] = cells[0].steps[1].key
+        content = packed(state, about)
+    elif damage == "format":
+        content = content.replace(b'\\"format\\": 1', b'\\"format\\": 2')
+    elif damage == "sum":
+        where = content.index(b'"sha256":"') + 12
+        content = content[:where] + (b"0" if content[where : where + 1] != b"0" else b"1") + content[where + 1 :]
+    else:
+        content = {"cut": content[:-1], "bit": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}[damage]
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    worker = Worker(store, raw, "best", tmp_path / "failed", Heard())
+    assert worker.run(cells) == {}
+    (aside,) = store.damaged  # named
+    assert aside.name.startswith(f"unfinished-train-{cells[0].steps[0].key}")
+    assert aside.read_bytes() == content
+    assert results_of(store.root) == undisturbed
+    meta = json.loads((store.folder("train", cells[0].steps[0].key) / "meta.json").read_text())
+    assert meta["stops"] == 0
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found() -> None:
+    generator = np.random.default_rng(0)
+    state = State({"a": torch.arange(5.0), "b/c": torch.zeros((), dtype=torch.int64)}, {"history": [0.1, 1 / 3]})
+    content = packed(state, {"step": "train", "key": "k", "seconds": 1.5})
+    found, about = unpacked(content, "train", "k")
+    assert {name: t.tolist() for name, t in found.tensors.items()} == {"a": [0, 1, 2, 3, 4], "b/c": 0}
+    assert (found.numbers, about["seconds"]) == ({"history": [0.1, 1 / 3]}, 1.5)
+    for where in range(len(content)):
+        flipped = bytearray(content)
+        flipped[where] ^= 1 << generator.integers(8)
+        with pytest.raises(Damaged):
+            unpacked(bytes(flipped), "train", "k")
+    for step, key in (("curve", "k"), ("train", "l")):
+        with pytest.raises(Damaged):
+            unpacked(content, step, key)
+
+
+def test_a_checkpoint_of_another_recipe_or_device_is_not_used(
+    raw: RawData, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    longer = one_cell(raw, "hessian", "cka", "distance", "disagreement", "ensemble", epochs=3)[1]
+    assert stopped(tmp_path, raw, longer, 5)
+    (path,) = (tmp_path / "store" / "unfinished").iterdir()
+    before = path.read_bytes()
+    cells = small(raw)
+    work(tmp_path, raw, cells)
+    assert results_of(tmp_path / "store") == undisturbed
+    assert path.read_bytes() == before  # it waits for its own recipe
+    key = longer[0].steps[0].key
+    store = Store(tmp_path / "store")
+    assert Unfinished(store, "train", key, torch.device("cpu")).load() is not None
+    assert Unfinished(store, "train", key, torch.device("cuda")).load() is None
+
+
+def test_a_checkpoint_of_a_model_that_has_changed_is_set_aside(
+    raw: RawData, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    cells, store = small(raw), Store(tmp_path / "store")
+    assert stopped(tmp_path, raw, cells, 5)
+    (path,) = (store.root / "unfinished").iterdir()
+    state, about = unpacked(path.read_bytes(), "train", cells[0].steps[0].key)
+    path.write_bytes(packed(State({**state.tensors, "velocity": torch.zeros(3)}, state.numbers), about))
+    assert Worker(store, raw, "best", tmp_path / "failed", Heard()).run(cells) == {}
+    assert len(store.damaged) == 1
+    assert results_of(store.root) == undisturbed

@@ -19,9 +19,12 @@ if TYPE_CHECKING:  # what type checkers and editors see of `_NAMES` and `_MODULE
     from lossatlas.landscape import similarity as similarity
     from lossatlas.landscape.adapters import from_scipy as from_scipy
     from lossatlas.landscape.adapters import from_tensors as from_tensors
+    from lossatlas.landscape.angles import against_gaussians as against_gaussians
     from lossatlas.landscape.angles import angle as angle
     from lossatlas.landscape.angles import orthogonalised as orthogonalised
     from lossatlas.landscape.blocks import blocks as blocks
+    from lossatlas.landscape.criterion import Criterion as Criterion
+    from lossatlas.landscape.criterion import supervised as supervised
     from lossatlas.landscape.density import density as density
     from lossatlas.landscape.directions import difference as difference
     from lossatlas.landscape.directions import eigenvectors as eigenvectors
@@ -29,19 +32,21 @@ if TYPE_CHECKING:  # what type checkers and editors see of `_NAMES` and `_MODULE
     from lossatlas.landscape.directions import given as given
     from lossatlas.landscape.directions import negative_gradient as negative_gradient
     from lossatlas.landscape.expansion import expand as expand
+    from lossatlas.landscape.expansion import gaussian_change as gaussian_change
     from lossatlas.landscape.expansion import local_pieces as local_pieces
     from lossatlas.landscape.expansion import sample_changes as sample_changes
+    from lossatlas.landscape.expansion import sphere_change as sphere_change
+    from lossatlas.landscape.kernels import PlainMathsWarning as PlainMathsWarning
     from lossatlas.landscape.lanczos import eigenpairs as eigenpairs
     from lossatlas.landscape.mining import mine_vvv_basin as mine_vvv_basin
     from lossatlas.landscape.mining import mine_w_peak as mine_w_peak
     from lossatlas.landscape.mining_checks import alignment as alignment
     from lossatlas.landscape.mining_checks import survives as survives
     from lossatlas.landscape.moments import trace_of_square as trace_of_square
-    from lossatlas.landscape.objective import Criterion as Criterion
     from lossatlas.landscape.objective import Objective as Objective
-    from lossatlas.landscape.objective import supervised as supervised
     from lossatlas.landscape.operators import from_matrix as from_matrix
     from lossatlas.landscape.operators import hessian as hessian
+    from lossatlas.landscape.planes import plane as plane
     from lossatlas.landscape.shapes import curve_shape as curve_shape
     from lossatlas.landscape.shapes import gmi as gmi
     from lossatlas.landscape.shapes import mli as mli
@@ -63,8 +68,10 @@ _MODULES = {
     "similarity": "lossatlas.landscape.similarity",
 }
 _NAMES = {  # and where each is
-    "Criterion": "lossatlas.landscape.objective",
+    "Criterion": "lossatlas.landscape.criterion",
     "Objective": "lossatlas.landscape.objective",
+    "PlainMathsWarning": "lossatlas.landscape.kernels",
+    "against_gaussians": "lossatlas.landscape.angles",
     "alignment": "lossatlas.landscape.mining_checks",
     "angle": "lossatlas.landscape.angles",
     "blocks": "lossatlas.landscape.blocks",
@@ -78,6 +85,7 @@ _NAMES = {  # and where each is
     "from_scipy": "lossatlas.landscape.adapters",
     "from_tensors": "lossatlas.landscape.adapters",
     "gaussian": "lossatlas.landscape.directions",
+    "gaussian_change": "lossatlas.landscape.expansion",
     "given": "lossatlas.landscape.directions",
     "gmi": "lossatlas.landscape.shapes",
     "hessian": "lossatlas.landscape.operators",
@@ -89,11 +97,13 @@ _NAMES = {  # and where each is
     "mli": "lossatlas.landscape.shapes",
     "negative_gradient": "lossatlas.landscape.directions",
     "orthogonalised": "lossatlas.landscape.angles",
+    "plane": "lossatlas.landscape.planes",
     "principal_components": "lossatlas.landscape.trajectories",
     "project": "lossatlas.landscape.trajectories",
     "sample_changes": "lossatlas.landscape.expansion",
     "save": "lossatlas.local_results",
-    "supervised": "lossatlas.landscape.objective",
+    "sphere_change": "lossatlas.landscape.expansion",
+    "supervised": "lossatlas.landscape.criterion",
     "surface": "lossatlas.landscape.slices",
     "surface_shape": "lossatlas.landscape.surface_shapes",
     "survives": "lossatlas.landscape.mining_checks",

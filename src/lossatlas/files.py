@@ -1,9 +1,10 @@
-"""The one module that writes files: whole or not at all, whatever dies in between."""
+"""The one module that writes files: whole or not at all, whatever dies in between; and check sums beside them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -14,6 +15,11 @@ from pathlib import Path
 from lossatlas.errors import FileError
 
 TEMPORARY = ".tmp-"
+SUMS = "SHA256SUMS"  # of the other files of a folder; `sha256sum --check` reads it too
+
+
+class Damaged(ValueError):
+    """A file is missing or not as it was written; the text says which and how."""
 
 
 def temporary_name(stem: str) -> str:
@@ -65,12 +71,58 @@ def commit_folder(folder: Path, files: Mapping[str, bytes], *, scratch: Path) ->
         return True
 
 
-def set_aside(path: Path, aside: Path) -> None:
-    """Move a damaged file or folder out of the way; harmless if somebody else has done so already."""
+def check_sums(files: Mapping[str, bytes]) -> bytes:
+    """The content of SUMS for these files: a line `<sha256>  <name>` for each, after one with its own sum."""
+    lines = "".join(f"{_sha256(content)}  {name}\n" for name, content in sorted(files.items())).encode()
+    return _header(lines) + lines
+
+
+def read_checked(folder: Path, name: str) -> bytes:
+    """A file of a folder with SUMS; raises Damaged if either is missing or differs in a bit, OSError else."""
+    content = _read(folder / name)
+    if saved_sums(folder).get(name) != _sha256(content):
+        raise Damaged(f"{folder / name} is damaged: its check sum differs")
+    return content
+
+
+def saved_sums(folder: Path) -> dict[str, str]:
+    """The check sums in SUMS by file; raises Damaged if it is missing or damaged itself, OSError else."""
+    header, _, lines = _read(folder / SUMS).partition(b"\n")
+    if header + b"\n" != _header(lines):
+        raise Damaged(f"{folder / SUMS} is damaged: its check sum differs")
+    return {name: value for value, _, name in (line.partition("  ") for line in lines.decode().splitlines())}
+
+
+def _header(lines: bytes) -> bytes:
+    return f"# sha256 of the lines below: {_sha256(lines)}\n".encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is missing") from error
+
+
+def set_aside(path: Path, aside: Path) -> bool:
+    """Move a damaged file or folder out of the way; False if somebody else has done so already."""
     with _explained(path):
         aside.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             path.rename(aside)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, as far as there is one and we may."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def remove_dead_temporaries(folder: Path) -> None:
@@ -78,16 +130,16 @@ def remove_dead_temporaries(folder: Path) -> None:
     host = socket.gethostname().replace("-", "_")
     for leftover in folder.glob(f"{TEMPORARY}*"):
         owner = leftover.name.rsplit("-", 3)[1:]  # host, pid, random
-        if len(owner) < 3 or owner[0] != host or not owner[1].isdigit() or _lives(int(owner[1])):
+        if len(owner) < 3 or owner[0] != host or not owner[1].isdigit() or lives(int(owner[1])):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):
-                leftover.unlink()
+            remove(leftover)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether a process of this host lives; one that is dead but not yet reaped does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -14,6 +14,7 @@ Every group repeats its own coordinates, an axis carries `role = "load" | "tempe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from lossatlas import files
 from lossatlas.errors import FileError
 
 SCHEMA_VERSION = 1
+DIGEST = "content_sha256"  # the attribute of the root that tells a changed file
 
 Role = Literal["load", "temperature"]
 Value = float | int | str
@@ -122,12 +124,27 @@ def _filled(name: str, values: Mapping[tuple[int, ...], Any], shape: tuple[int, 
 def tree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
     """The results tree: the groups, and attributes that are text, numbers or JSON."""
     root = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
-    root.attrs = {"schema_version": SCHEMA_VERSION, **{key: _plain(value) for key, value in attrs.items()}}
+    root.attrs = {"schema_version": SCHEMA_VERSION, **{key: plain(value) for key, value in attrs.items()}}
     return root
 
 
-def _plain(value: Any) -> str | int | float:
+def plain(value: Any) -> str | int | float:
+    """What an attribute can be: text and numbers as they are, all else as JSON."""
     return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
+
+
+def put(dataset: xr.Dataset, quantity: Quantity, values: Any, *dims: str) -> None:
+    """Add a variable with its description."""
+    dataset[quantity.name] = (dims, np.asarray(values), quantity.attrs())
+
+
+def put_with_error(
+    dataset: xr.Dataset, quantity: Quantity, values: Any, errors: Any, *dims: str, how: str = "s / sqrt(N)"
+) -> None:
+    """Add a variable and its standard error `<name>_se`, which was estimated as `how` says."""
+    put(dataset, quantity, values, *dims)
+    people = f"standard error of the {quantity.long_name}"
+    put(dataset, Quantity(f"{quantity.name}_se", quantity.units, people, how), errors, *dims)
 
 
 def axes_of(dataset: xr.Dataset | xr.DataTree) -> tuple[list[str], list[str]]:
@@ -139,10 +156,46 @@ def axes_of(dataset: xr.Dataset | xr.DataTree) -> tuple[list[str], list[str]]:
     return roles["load"], roles["temperature"]
 
 
+def digest(results: xr.DataTree) -> str:
+    """SHA-256 over all that a tree says: names, dimensions, numbers and texts, attributes; in no order.
+
+    The same before saving and after loading. The attribute `content_sha256` of the root is left out: it holds it.
+    """
+    total = hashlib.sha256()
+    for node in sorted(results.subtree, key=lambda node: node.path):
+        dataset = node.to_dataset(inherit=False)
+        attrs = {key: value for key, value in dataset.attrs.items() if key != DIGEST}
+        total.update(_text([node.path, sorted(map(str, dataset.coords)), attrs]))
+        for name in sorted(dataset.variables, key=str):
+            variable = dataset.variables[name]
+            values = variable.to_numpy()
+            is_text = values.dtype.kind not in "biufc"
+            kind = "text" if is_text else values.dtype.newbyteorder("<").str
+            total.update(_text([name, variable.dims, variable.shape, kind, variable.attrs]))
+            total.update(_text(values) if is_text else values.astype(kind).tobytes())
+    return total.hexdigest()
+
+
+def _text(content: Any) -> bytes:
+    """Plain data, NumPy's included, as one text that says where it ends."""
+    return (json.dumps(content, sort_keys=True, default=lambda value: value.tolist()) + "\n").encode()
+
+
 def save(results: xr.DataTree, path: Path) -> None:
-    """Write the tree to one NetCDF file, atomically; raises FileError when it cannot be written."""
-    content = results.to_netcdf(engine="h5netcdf")
-    files.write_file(path, bytes(content))
+    """Write the tree to one NetCDF file, atomically; raises FileError when it cannot be written.
+
+    Arrays of numbers carry HDF5's own check sums (fletcher32; it has none for texts), which every reader compares,
+    and the root carries the `digest` of everything.
+    """
+    sealed = results.copy()
+    sealed.attrs[DIGEST] = digest(results)
+    encoding = {node.path: _summed(node.to_dataset(inherit=False)) for node in sealed.subtree}
+    files.write_file(path, bytes(sealed.to_netcdf(engine="h5netcdf", encoding=encoding)))
+
+
+def _summed(dataset: xr.Dataset) -> dict[Any, dict[str, bool]]:
+    arrays = {name: v for name, v in dataset.variables.items() if v.dims and v.size and v.dtype.kind in "biuf"}
+    return {name: {"fletcher32": True} for name in arrays}
 
 
 def load(path: Path) -> xr.DataTree:
@@ -164,5 +217,10 @@ def load(path: Path) -> xr.DataTree:
         raise FileError(
             f"{path} has schema version {version}; this lossatlas reads version {SCHEMA_VERSION}. "
             "Run `lossatlas run` on its folder to write it again, or use the lossatlas that made it."
+        )
+    if results.attrs.get(DIGEST) != digest(results):
+        raise FileError(
+            f"{path} is damaged, or was changed after lossatlas wrote it: what it holds does not match its "
+            f"{DIGEST}. `lossatlas run` on its folder writes it again; change one with `lossatlas.results.save`."
         )
     return results

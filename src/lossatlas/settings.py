@@ -31,5 +31,10 @@ def canonical(content: Any) -> str:
 
 
 def content_key(content: Any) -> str:
-    """128 bits of SHA-256 over the canonical text, as 32 hexadecimal digits."""
-    return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]
+    """The key of plain data: that of its canonical text."""
+    return text_key(canonical(content))
+
+
+def text_key(text: str) -> str:
+    """128 bits of SHA-256 over a canonical text, as 32 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

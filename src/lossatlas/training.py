@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.objective import Criterion
+from lossatlas.landscape.checkpoints import Checkpoints, State
+from lossatlas.landscape.criterion import Criterion
+from lossatlas.landscape.descent import Walk
 from lossatlas.measures.jobs import Samples
 from lossatlas.seeding import derive
 from lossatlas.specs import EarlyStop, Schedule, Train
+
+_NUMBERS = ("epochs", "best_epoch", "early_stopped_epoch", "history")  # of a TrainedModel that is still ok
 
 Weights = dict[str, Tensor]  # the state_dict: parameters and buffers
 Progress = Callable[[int, float], None]  # (epochs done, running training loss)
@@ -47,33 +52,33 @@ def train(
     *,
     seed: int,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainedModel:
     """Train `model` in place by SGD on mini-batches; incomplete batches are dropped [Yang2021].
 
     The order of the samples and Dropout have streams of their own, drawn from `seed`; the global random state is
     put back. A running loss or a weight that is not finite ends the training with status `diverged`. Costs
-    epochs * (N // B) steps. Raises UserError when the batch is larger than the data.
+    epochs * (N // B) steps. `checkpoints` are left between batches and continued from, with the same bits as
+    without a stop; Stopped then passes through. Raises UserError when the batch is larger than the data.
     """
     if recipe.batch_size > len(samples):
         raise UserError(
             f"batch_size = {recipe.batch_size} is larger than the {len(samples)} training samples, so that no "
             "batch would be complete. Give a smaller batch_size or more data."
         )
-    trained = TrainedModel()
     order = torch.Generator().manual_seed(derive(seed, "order"))
-    devices = [samples.targets.device] if samples.targets.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    device = samples.targets.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "dropout"))
-        model.train()
-        optimizer = FlatSGD(model, momentum=recipe.optimizer.momentum, weight_decay=recipe.optimizer.weight_decay)
-        for epoch in range(1, recipe.epochs + 1):
-            optimizer.lr = learning_rate(recipe.optimizer.lr, recipe.schedule, epoch, recipe.epochs)
-            loss, error = _epoch(model, samples, criterion, recipe.batch_size, optimizer, order)
-            for name, value in (("loss", loss), ("error", error), ("lr", optimizer.lr)):
-                trained.history[name].append(value)
-            _record(trained, model, recipe.early_stop, finite=optimizer.is_finite())
+        descent = _Descent(model.train(), samples, criterion, recipe)
+        walk = Walk(checkpoints, descent.state, sums=2, generators=[order], device=device)
+        if walk.resumed:
+            descent.restore(walk.resumed)
+        trained = descent.trained
+        for epoch in walk.remaining(range(1, recipe.epochs + 1)):
+            descent.epoch(walk, epoch, order)
             if progress:
-                progress(epoch, loss)
+                progress(epoch, trained.history["loss"][-1])
             if trained.status != "ok":
                 return trained
     trained.weights["final"] = _copy(model)
@@ -125,29 +130,66 @@ class FlatSGD:
         """Whether all weights are finite."""
         return bool(self._theta.isfinite().all())
 
+    @property
+    def velocity(self) -> Tensor:
+        """(n,): the state beside the weights, to be saved and changed in place."""
+        return self._velocity
 
-def _epoch(
-    model: nn.Module,
-    samples: Samples,
-    criterion: Criterion,
-    batch_size: int,
-    optimizer: FlatSGD,
-    order: torch.Generator,
-) -> tuple[float, float]:
-    """One pass; the running means of loss and error, read from the device once."""
-    sums = torch.zeros(2, dtype=torch.float64, device=samples.targets.device)
-    count = 0
-    for batch in samples.shuffled(batch_size, order, drop_last=True):
-        optimizer.zero_grad()
-        terms = criterion.terms(criterion.predict(model, batch), batch)
-        loss = terms["loss"].mean()
-        loss.backward()
-        optimizer.step()
-        sums[0] += terms["loss"].detach().sum()
-        sums[1] += terms["error"].sum()
-        count += terms["loss"].numel()
-    loss_mean, error_mean = (sums / count).tolist()
-    return loss_mean, error_mean
+
+class _Descent:
+    """A training in the middle of its epochs."""
+
+    def __init__(self, model: nn.Module, samples: Samples, criterion: Criterion, recipe: Train) -> None:
+        sgd = recipe.optimizer
+        self.trained = TrainedModel()
+        self._model, self._samples, self._criterion, self._recipe = model, samples, criterion, recipe
+        self._optimizer = FlatSGD(model, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+
+    def epoch(self, walk: Walk, epoch: int, order: torch.Generator) -> None:
+        """One pass (or the rest of one); the running means of loss and error are read from the device once."""
+        model, criterion, optimizer, recipe = self._model, self._criterion, self._optimizer, self._recipe
+        optimizer.lr = learning_rate(recipe.optimizer.lr, recipe.schedule, epoch, recipe.epochs)
+        running = walk.running
+        shuffled = partial(self._samples.shuffled, recipe.batch_size, order, drop_last=True)
+        for batch in walk.batches(epoch, shuffled):
+            optimizer.zero_grad()
+            terms = criterion.terms(criterion.predict(model, batch), batch)
+            loss = terms["loss"].mean()
+            loss.backward()
+            optimizer.step()
+            running.sums[0] += terms["loss"].detach().sum()
+            running.sums[1] += terms["error"].sum()
+            running.count += terms["loss"].numel()
+        loss_mean, error_mean = (running.sums / running.count).tolist()
+        for name, value in (("loss", loss_mean), ("error", error_mean), ("lr", optimizer.lr)):
+            self.trained.history[name].append(value)
+        _record(self.trained, model, recipe.early_stop, finite=optimizer.is_finite())
+
+    def state(self) -> State:
+        """What the training needs to continue, besides its samples and recipe."""
+        trained = self.trained
+        tensors = self._own()
+        for kept, weights in trained.weights.items():
+            tensors |= {f"{kept}/{name}": tensor for name, tensor in weights.items()}
+        numbers = {name: getattr(trained, name) for name in _NUMBERS}
+        return State(tensors, {**numbers, "kept": list(trained.weights)})
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        with torch.no_grad():
+            for name, tensor in self._own().items():
+                tensor.copy_(state.tensor(name, tensor))
+        for name in _NUMBERS:
+            setattr(self.trained, name, state.numbers[name])
+        self.trained.weights = {
+            kept: {name: state.tensor(f"{kept}/{name}", like) for name, like in self._model.state_dict().items()}
+            for kept in state.numbers["kept"]
+        }
+
+    def _own(self) -> dict[str, Tensor]:
+        """What the training changes: parameters, all buffers (a state_dict may lack some), the velocity."""
+        named = [*self._model.named_parameters(), *self._model.named_buffers()]
+        return {"velocity": self._optimizer.velocity, **{f"model/{name}": tensor for name, tensor in named}}
 
 
 def _record(trained: TrainedModel, model: nn.Module, rule: EarlyStop, *, finite: bool) -> None:

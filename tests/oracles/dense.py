@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossatlas.landscape.objective import Criterion
+from lossatlas.landscape.criterion import Criterion
 
 
 def mean_loss(

@@ -29,6 +29,7 @@ app.command()(local.surface)
 app.command()(local.mine)
 app.command()(pair.connect)
 app.command()(pair.compare)
+app.command()(pair.plane)
 
 
 @app.callback(invoke_without_command=True)

@@ -25,9 +25,9 @@ from lossatlas.landscape import slices
 from lossatlas.landscape.angles import orthogonalised
 from lossatlas.landscape.density import density
 from lossatlas.landscape.directions import Direction
-from lossatlas.landscape.estimate import with_error
 from lossatlas.landscape.moments import trace_of_square
 from lossatlas.landscape.operators import hessian
+from lossatlas.landscape.result import with_error
 from lossatlas.landscape.shapes import curve_shape
 from lossatlas.landscape.surface_shapes import surface_shape
 from lossatlas.landscape.trace import trace

@@ -22,13 +22,14 @@ from lossatlas.cli.target import Target
 from lossatlas.errors import UserError
 from lossatlas.landscape import mining, mining_checks, slices
 from lossatlas.landscape.directions import Direction, given
-from lossatlas.landscape.estimate import Estimate, with_error
+from lossatlas.landscape.estimate import Estimate
 from lossatlas.landscape.lanczos import Eigenpairs
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import flat_parameters
+from lossatlas.landscape.result import with_error
 from lossatlas.landscape.shapes import CURVE_GRIDS, CurveShape, curve_shape
-from lossatlas.results import Quantity
+from lossatlas.results import Quantity, put_with_error
 from lossatlas.seeding import derive
 
 OTHER: dict[str, Part] = {"train": "test", "test": "train"}
@@ -200,8 +201,8 @@ def _beside_eigenvectors(
         ("advantage", "advantage at equal length", beside.advantage),
         ("best_advantage", "advantage, each at its best scale", beside.best_advantage),
     ):
-        local_results.put(dataset, Quantity(name, "nat", people, estimator), estimate.value)
-        local_results.put(dataset, Quantity(f"{name}_se", "nat", "its standard error", "paired"), estimate.stderr)
+        quantity = Quantity(name, "nat", people, estimator)
+        put_with_error(dataset, quantity, estimate.value, estimate.stderr, how="paired over the samples")
     return f"{text}; {_told(beside.best_advantage)} lower than along the most negative eigenvector"
 
 

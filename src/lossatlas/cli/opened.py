@@ -17,8 +17,9 @@ from lossatlas.cli.running import chosen_device
 from lossatlas.cli.sweep import assignment
 from lossatlas.cli.target import Target
 from lossatlas.errors import UserError
+from lossatlas.landscape.criterion import Criterion
 from lossatlas.landscape.estimate import Estimate, sample_mean
-from lossatlas.landscape.objective import BATCHNORM_POLICIES, BatchNormPolicy, Criterion, Objective
+from lossatlas.landscape.objective import BATCHNORM_POLICIES, BatchNormPolicy, Objective
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.specs.checks import hint, missing_options, option_problems
 from lossatlas.sweep.collect import VERSIONED

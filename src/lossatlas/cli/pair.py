@@ -1,4 +1,4 @@
-"""`connect`, `compare`: how two or more models relate."""
+"""`connect`, `compare`, `plane`: how two or more models relate."""
 
 from __future__ import annotations
 
@@ -45,3 +45,25 @@ def compare(
     from lossatlas.cli import pair_running
 
     pair_running.compare(target, mixup_alpha=mixup_alpha, points=points)
+
+
+@guarded
+@targeted
+def plane(
+    target: Target,
+    *,
+    margin: Annotated[
+        float, typer.Option(help="Shown around the models, as a share of their extent.", min=0)
+    ] = 0.2,
+    grid: Annotated[tuple[int, int], typer.Option(help="How many points along either axis.")] = (21, 21),
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw the bezier curve or the chain from the first to the second with the third as bend."
+        ),
+    ] = None,
+) -> None:
+    """The loss and error on the plane through three checkpoints, which are marked with their own values."""
+    from lossatlas.cli import plane_running
+
+    plane_running.plane(target, margin=margin, grid=grid, curve=curve)

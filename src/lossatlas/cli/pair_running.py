@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from itertools import combinations, product
 from typing import cast
 
 import numpy as np
+import safetensors.numpy
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
-from lossatlas import pair_results
+from lossatlas import files, pair_results
 from lossatlas.cli.local_running import deliver
 from lossatlas.cli.opened import DTYPES, Opened, at_center, open_target
 from lossatlas.cli.output import note, say, table
@@ -23,8 +25,10 @@ from lossatlas.errors import UserError
 from lossatlas.figures.relations import comparison, connection
 from lossatlas.landscape import curve_fitting, paths, similarity
 from lossatlas.landscape.descent import has_batchnorm
-from lossatlas.landscape.estimate import Estimate, sample_mean, with_error
+from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.parameters import layout_of
+from lossatlas.landscape.result import with_error
 from lossatlas.seeding import derive
 
 CKA_IMAGES = 2560  # 20 batches of mixup
@@ -47,7 +51,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
     if fit.kind not in ("bezier", "chain"):
         raise UserError(f"--kind {fit.kind!r} is unknown. Allowed are bezier and chain.")
     opened = open_target(target, at_least=2, batchnorm="recalibrate", images=None)
-    _warn(opened)
+    warn_of_eval(opened)
     objective = opened.objective()
     pairs = list(combinations(range(len(opened.models)), 2))
     ts = torch.linspace(0, 1, points, dtype=torch.float64)
@@ -59,6 +63,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
             fitted = _fitted(opened, fit, a, b, stages.stage(f"path {name}"))
             if fitted.status != "ok":
                 note(f"{name}: {fitted.reason}")
+            _write_bends(opened, fitted, f"bend-{a + 1}-{b + 1}", opened.models[a])
             ends = torch.stack([fitted.points[0], fitted.points[-1]])
             for kind, control in (("line", ends), (fit.kind, fitted.points)):
                 values = paths.evaluate(objective, control, ts, kind=cast("paths.Kind", kind))
@@ -75,7 +80,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
 def compare(target: Target, *, mixup_alpha: float, points: int) -> None:
     """How alike all pairs of models are."""
     opened = open_target(target, at_least=2, batchnorm="recalibrate")
-    _warn(opened)
+    warn_of_eval(opened)
     objectives = [opened.objective(model) for model in opened.models]
     mixed = _mixed(opened, mixup_alpha)
     outputs = [objective.outputs(objective.center).double() for objective in objectives]
@@ -107,10 +112,12 @@ def compare(target: Target, *, mixup_alpha: float, points: int) -> None:
     deliver(opened, "comparison", dataset, {"comparison": comparison})
 
 
-def _warn(opened: Opened) -> None:
+def warn_of_eval(opened: Opened) -> None:
+    """Say that running statistics belong to one model only."""
     if opened.policy == "eval" and has_batchnorm(opened.models[0]):
         note(
-            "With --batchnorm eval a whole path has the running statistics of the first model; better recalibrate."
+            "With --batchnorm eval a whole path or plane has the running statistics of the first model; "
+            "better recalibrate."
         )
 
 
@@ -139,6 +146,20 @@ def _fitted(
         kind=cast("paths.Kind", fit.kind),
         progress=lambda epoch, _loss: progress(epoch + 1, fit.epochs),
     )
+
+
+def _write_bends(opened: Opened, fitted: curve_fitting.CurveFit, stem: str, model: nn.Module) -> None:
+    """The bends as weights that every command takes; of their BatchNorm statistics those of the first end."""
+    bent, bends = copy.deepcopy(model), fitted.points[1:-1]
+    own = dict(bent.named_parameters())
+    for number, bend in enumerate(bends, 1):
+        with torch.no_grad():
+            for name, part in layout_of(bent).unflatten(bend).items():
+                own[name].copy_(part)
+        named = {name: t.cpu().numpy() for name, t in bent.state_dict().items()}  # tied tensors by every name
+        path = opened.target.out / f"{stem}{f'-{number}' if len(bends) > 1 else ''}.safetensors"
+        files.write_file(path, safetensors.numpy.save(named))
+        say(f"bend: {path}")
 
 
 def _connectivity(values: paths.PathValues, guessing: float) -> paths.Connectivity:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +22,7 @@ from lossatlas.cli.output import duration, note
 
 if TYPE_CHECKING:
     from lossatlas.sweep.plan import Step
+    from lossatlas.sweep.remaining import Remaining
 
 PLAIN_INTERVAL = 15.0  # s between lines when nobody watches a bar
 
@@ -71,13 +72,11 @@ class RunProgress:
     this run went so far.
     """
 
-    def __init__(self, predicted: Iterable[tuple[str, float]]) -> None:
-        self._predicted = dict(predicted)  # key -> seconds
-        self._total = sum(self._predicted.values())
-        self._done = 0.0  # predicted seconds of what is done, skipped or not
-        self._earned = 0.0  # of what was done in this run
-        self._steps = 0
-        self.worked = 0
+    def __init__(self, predicted: Callable[[Step], float], left: Remaining) -> None:
+        self._predicted = predicted  # seconds of a step
+        self._left = left.seconds
+        self._earned = 0.0  # predicted seconds of what was done in this run
+        self._steps, self._of = sum(left.done.values()), sum(left.total.values())
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -89,7 +88,7 @@ class RunProgress:
                 TextColumn("{task.fields[left]}"),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("training and measuring", total=len(self._predicted), left="")
+            self._task = self._bar.add_task("training and measuring", total=self._of, left="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -103,30 +102,26 @@ class RunProgress:
             self._bar.stop()
 
     def skipped(self, step: Step) -> None:
-        """A step was there already."""
-        self._done += self._predicted.get(step.key, 0.0)
-        self._steps += 1
+        """A step was there already, and is counted."""
 
     def finished(self, step: Step, status: str) -> None:
         """A step was done."""
-        self._done += self._predicted.get(step.key, 0.0)
-        self._earned += self._predicted.get(step.key, 0.0)
-        self._steps += 1
-        self.worked += 1
+        self._earned += self._predicted(step)
+        self._steps = min(self._steps + 1, self._of)  # a damaged step is done twice
         if status == "diverged" and step.name == "train":
             note(f"diverged: cell {step.cell}, seed {step.seeds[0]}")
         self._show(0.0)
 
     def advanced(self, step: Step, fraction: float) -> None:
         """A part of a step was done."""
-        self._show(fraction * self._predicted.get(step.key, 0.0))
+        self._show(fraction * self._predicted(step))
 
     def _show(self, partial: float) -> None:
-        done, earned = self._done + partial, self._earned + partial
+        earned = self._earned + partial
         now = time.monotonic()
-        left = (self._total - done) * (now - self._start) / earned if earned > 0 else 0.0
+        left = max(0.0, self._left - earned) * (now - self._start) / earned if earned > 0 else 0.0
         if self._bar:
             self._bar.update(self._task, completed=self._steps, left=f"{duration(left)} left")
         elif now - self._last_line > PLAIN_INTERVAL:
             self._last_line = now
-            note(f"{self._steps} of {len(self._predicted)} steps done, about {duration(left)} left")
+            note(f"{self._steps} of {self._of} steps done, about {duration(left)} left")

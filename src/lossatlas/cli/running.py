@@ -17,7 +17,8 @@ from lossatlas.errors import SpecError, UserError
 from lossatlas.specs import Spec
 from lossatlas.sweep.collect import collect
 from lossatlas.sweep.cost import estimate
-from lossatlas.sweep.plan import CellPlan, plan
+from lossatlas.sweep.plan import CellPlan, Plan, plan
+from lossatlas.sweep.remaining import remaining
 from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
 from lossatlas.sweep.worker import Worker
 from lossatlas.tasks import data
@@ -37,17 +38,15 @@ def run(spec: Spec, out: Path, store: Path | None, device: str) -> dict[str, str
     raw = data.load(spec.task.data.name, spec.task.data.path)
     fingerprint = raw.fingerprint()
     cells = plan(spec, fingerprint)
-    _check_sizes(spec, cells, raw.facts())
-    predicted = estimate(cells, raw.facts()).seconds
-    write_plan(opened, spec, cells, predicted)
-    steps = [step for cell in cells for step in cell.steps]
-    timed = list(zip(steps, predicted, strict=True))
-    missing = [seconds for step, seconds in timed if opened.store.read(step.name, step.key) is None]
+    _check_sizes(cells, raw.facts())
+    predicted = estimate(cells, raw.facts())
+    write_plan(opened, cells, predicted)
+    left = remaining(cells, opened.store, predicted.seconds)
     note(
-        f"{spec.name}: {len(cells) * len(spec.seeds)} models in {len(cells)} cells, {len(missing)} of "
-        f"{len(steps)} steps to do, about {duration(sum(missing))} on one {chosen.type} process."
+        f"{spec.name}: {len(cells) * len(spec.seeds)} models in {len(cells)} cells, {left.steps} of "
+        f"{sum(left.total.values())} steps to do, about {duration(left.seconds)} on one {chosen.type} process."
     )
-    with RunProgress((step.key, seconds) for step, seconds in timed) as progress:
+    with RunProgress(predicted.of(cells), left) as progress:
         worker = Worker(opened.store, raw, spec.weights, out / "failed", progress, chosen)
         try:
             failures = worker.run(cells)
@@ -80,13 +79,13 @@ def _finish(
         say(f"figure: {path}")
 
 
-def plan_without_data(spec: Spec) -> tuple[registry.Facts, list[CellPlan]]:
+def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     """The plan from what is known of the data set; one's own data are loaded to learn their sizes."""
     entry = registry.DATA.get(spec.task.data.name)
     known = entry.facts if entry else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path).facts()
     cells = plan(spec, "")
-    _check_sizes(spec, cells, facts)
+    _check_sizes(cells, facts)
     return facts, cells
 
 
@@ -99,19 +98,20 @@ def catch_termination() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _check_sizes(spec: Spec, cells: Sequence[CellPlan], facts: registry.Facts) -> None:
+def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
     """Refuse, before anything is trained, batches and subsets that are larger than the data."""
+    spec = cells.spec
     subset = "load.n_train" if "n_train" in spec.load else "task.data.n_train"
     batch = "temperature.batch_size" if "batch_size" in spec.temperature else "train.batch_size"
     problems: dict[str, None] = {}  # in their order, each once
-    for cell in cells:
-        asked = cell.task.data.n_train or facts.n_train
+    for cell in cells.cells:
+        asked, batch_size = cells.task(cell).data.n_train or facts.n_train, cells.train(cell).batch_size
         if asked > facts.n_train:
             most = f"allowed are at most {facts.n_train}, the training samples"
             problems[f"{subset}: {asked} was given; {most}"] = None
-        if cell.train.batch_size > asked:
+        if batch_size > asked:
             most = f"allowed are at most {asked}, the training samples"
-            problems[f"{batch}: {cell.train.batch_size} was given; {most}"] = None
+            problems[f"{batch}: {batch_size} was given; {most}"] = None
     if problems:
         raise SpecError(f"The spec {spec.name!r}", list(problems))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ from lossatlas.specs import Spec
 
 if TYPE_CHECKING:
     from lossatlas.sweep.cost import Estimate
-    from lossatlas.sweep.plan import CellPlan
+    from lossatlas.sweep.plan import Plan
+    from lossatlas.sweep.store import Store
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A TOML file, a preset's name, or a run folder.", metavar="SPEC")
@@ -32,6 +34,8 @@ StoreOption = Annotated[
     Path | None,
     typer.Option(help="Keep finished steps here, to share them between runs.", envvar="LOSSATLAS_STORE"),
 ]
+
+MOST_READ = 20_000  # steps whose records `status` opens to count how they ended
 
 
 @guarded
@@ -57,7 +61,7 @@ def plan(source: SourceArgument, settings: SetOption = None, scale: ScaleOption 
 
     spec = _spec(source, settings, scale)
     facts, cells = running.plan_without_data(spec)
-    _print_plan(spec, cells, estimate(cells, facts))
+    _print_plan(cells, estimate(cells, facts))
 
 
 @guarded
@@ -87,43 +91,52 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """How far a run is: steps done, models diverged, steps failed."""
+    from lossatlas.sweep.remaining import remaining
     from lossatlas.sweep.run import open_folder, saved_plan
 
-    planned = saved_plan(folder)
-    opened = open_folder(folder, None)
-    total: Counter[str] = Counter()
-    done: Counter[str] = Counter()
-    states: dict[str, Counter[str]] = {}
-    left = 0.0
-    for cell in planned["cells"]:
-        for name, _seeds, key, seconds in cell["steps"]:
-            total[name] += 1
-            record = opened.store.read(name, key)
-            if record is None:
-                left += seconds
-                continue
-            done[name] += 1
-            states.setdefault(name, Counter())[record.status] += 1
+    saved = saved_plan(folder)
+    store = open_folder(folder, None).store
+    left = remaining(saved.plan, store, saved.seconds)
+    states, damaged = _statuses(saved.plan, store) if sum(left.done.values()) <= MOST_READ else ({}, [])
     failed = sorted({path.name.split("-")[0] for path in (folder / "failed").glob("*.json")})
     if as_json:
         steps = {
-            name: {"done": done[name], "total": total[name], "status": dict(states.get(name, {}))}
-            for name in total
+            name: {"done": left.done[name], "total": total, "status": dict(states.get(name, {}))}
+            for name, total in left.total.items()
         }
-        say(json.dumps({"steps": steps, "failed": failed, "predicted_seconds_left": round(left, 1)}, indent=1))
+        facts = {"steps": steps, "failed": failed, "damaged": damaged}
+        say(json.dumps({**facts, "predicted_seconds_left": round(left.seconds, 1)}, indent=1))
         return
     rows = []
-    for name in total:
+    for name, total in left.total.items():
         found = ", ".join(f"{count} {state}" for state, count in sorted(states.get(name, {}).items()))
-        rows.append([name, str(done[name]), str(total[name]), found])
+        rows.append([name, str(left.done[name]), str(total), found])
     table(["step", "done", "of", "status"], rows)
-    finished, of = sum(done.values()), sum(total.values())
+    finished, of = sum(left.done.values()), sum(left.total.values())
     share = f"{finished} of {of} steps done ({100 * finished // of}%)"
-    note(f"{share}, about {duration(left)} left in one process." if finished < of else f"{share}.")
+    note(f"{share}, about {duration(left.seconds)} left in one process." if finished < of else f"{share}.")
     if failed:
         note(f"{len(failed)} steps have failed at least once: see {folder / 'failed'}.")
-    if opened.store.damaged:
-        note(f"{len(opened.store.damaged)} damaged steps were set aside in {opened.store.damaged[0].parent}.")
+    if damaged:
+        note(f"{len(damaged)} steps are damaged; `lossatlas run {folder}` sets them aside and makes them again.")
+
+
+def _statuses(plan: Plan, store: Store) -> tuple[dict[str, Counter[str]], list[str]]:
+    """How the finished steps ended, by their names, and the keys of those that are damaged; changes nothing."""
+    from lossatlas.files import Damaged
+
+    states: dict[str, Counter[str]] = {}
+    damaged = []
+    for cell in plan.cells:
+        for step in plan.steps(cell):
+            try:
+                record = store.look(step.name, step.key)
+            except Damaged:
+                damaged.append(step.key)
+                continue
+            if record is not None:
+                states.setdefault(step.name, Counter())[record.status] += 1
+    return states, damaged
 
 
 def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
@@ -167,19 +180,25 @@ def _out(source: str, out: Path | None, spec: Spec) -> Path:
     return out or default_folder(spec.name)
 
 
-def _print_plan(spec: Spec, cells: list[CellPlan], estimate: Estimate) -> None:
-    models = len(cells) * len(spec.seeds)
-    steps = Counter(step.name for cell in cells for step in cell.steps)
-    epochs = sum(cell.train.epochs for cell in cells) * len(spec.seeds)
+def _print_plan(plan: Plan, estimate: Estimate) -> None:
+    spec = plan.spec
+    models = len(plan) * len(spec.seeds)
+    epochs = sum(plan.train(cell).epochs for cell in plan.cells) * len(spec.seeds)
     rows = [
         ["name", spec.name],
-        *[[f"{axis.role} axis", f"{axis.name}: {' '.join(f'{v:g}' for v in axis.values)}"] for axis in spec.axes],
-        ["cells", str(len(cells))],
+        *[[f"{axis.role} axis", f"{axis.name}: {_listed(axis.values)}"] for axis in spec.axes],
+        ["cells", str(len(plan))],
         ["models", str(models)],
         ["epochs", str(epochs)],
-        ["steps", ", ".join(f"{count} {name}" for name, count in steps.items())],
-        ["time", f"about {duration(sum(estimate.seconds))} in one process on this CPU"],
+        ["steps", ", ".join(f"{count} {name}" for name, count in plan.counts().items())],
+        ["time", f"about {duration(estimate.total(plan))} in one process on this CPU"],
         ["memory", f"about {size(estimate.memory)}"],
         ["disk", f"up to {size(estimate.disk)}"],
     ]
     table(["plan", ""], rows)
+
+
+def _listed(values: Sequence[float]) -> str:
+    """All values, or the first and the last of many."""
+    shown = [f"{v:g}" for v in values]
+    return " ".join(shown if len(shown) <= 20 else [*shown[:3], "...", *shown[-1:], f"({len(shown)} values)"])

@@ -43,7 +43,7 @@ class Target:
         str | None,
         typer.Option(
             help="BatchNorm uses its running statistics (eval), re-estimated ones at every point (recalibrate), "
-            "or those of each batch (batch) [default: eval; connect and compare: recalibrate]."
+            "or those of each batch (batch) [default: eval; connect, compare and plane: recalibrate]."
         ),
     ] = None
     batch_size: Annotated[

@@ -17,15 +17,16 @@ from matplotlib.figure import Figure
 from lossatlas import files, summary
 from lossatlas.figures.connectivity import connectivity
 from lossatlas.figures.curves import line, lines
-from lossatlas.figures.expansions import expansion, loss_change
+from lossatlas.figures.expansions import expansion, loss_change, quadratic
 from lossatlas.figures.local import plot
 from lossatlas.figures.panels import Limits, panels
 from lossatlas.figures.phase_map import phase_map
-from lossatlas.figures.probes import against_gaussians, angles, mined
+from lossatlas.figures.probes import against_gaussians, angles, cosines, mined
 from lossatlas.figures.relations import comparison, connection
-from lossatlas.figures.spectra import density, spectrum
+from lossatlas.figures.spectra import density, smooth_density, spectrum
 from lossatlas.figures.style import STYLE
 from lossatlas.figures.surfaces import surface, surface_3d, surfaces
+from lossatlas.figures.tracks import path, search, trajectory
 
 __all__ = [
     "against_gaussians",
@@ -33,6 +34,7 @@ __all__ = [
     "comparison",
     "connection",
     "connectivity",
+    "cosines",
     "density",
     "draw_all",
     "expansion",
@@ -41,13 +43,18 @@ __all__ = [
     "loss_change",
     "mined",
     "panels",
+    "path",
     "phase_map",
     "plot",
+    "quadratic",
     "save",
+    "search",
+    "smooth_density",
     "spectrum",
     "surface",
     "surface_3d",
     "surfaces",
+    "trajectory",
 ]
 
 

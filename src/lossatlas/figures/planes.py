@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
+from lossatlas.figures.models import has_models
 from lossatlas.figures.style import plain
 from lossatlas.landscape.surface_shapes import SurfaceShape, surface_shape
 
@@ -80,6 +81,9 @@ def direction_names(dataset: xr.Dataset) -> list[str]:
 def axis_label(dataset: xr.Dataset, name: str) -> str:
     """What alpha or beta is called on an axis, with the length of a unit."""
     place = 0 if name == "alpha" else 1
+    if has_models(dataset):
+        a, b, c = dataset["model"].values
+        return r"$\ell_2$ distance " + (f"along {a} – {b}" if place == 0 else f"from {a} – {b} to {c}")
     symbol = "α" if place == 0 else "β"
     relative = _infos(dataset)[place].get("relative")
     length = f"\n(1 = {plain(float(relative), 2)} ‖θ‖)" if relative is not None else ""
@@ -89,7 +93,7 @@ def axis_label(dataset: xr.Dataset, name: str) -> str:
 def title_of(dataset: xr.Dataset, quantity: str, path: xr.Dataset | None) -> list[str]:
     """What is to be told of a surface, line by line."""
     parts = []
-    if quantity == "loss" and min(dataset.sizes["alpha"], dataset.sizes["beta"]) >= 3:
+    if quantity == "loss" and not has_models(dataset) and min(dataset.sizes["alpha"], dataset.sizes["beta"]) >= 3:
         shape = shape_of(dataset)
         if shape.status == "ok":
             signs = (

@@ -56,6 +56,19 @@ def mined(dataset: xr.Dataset, *, tolerance: float = 0.0) -> Figure:
 
 
 @styled
+def cosines(dataset: xr.Dataset) -> Figure:
+    """The cosines of a direction with eigenvectors of the Hessian, as `mined` draws them beside its curves.
+
+    `dataset` has `cosine` over `eigenvector` (`mining_checks.alignment`). Raises UserError for one without.
+    """
+    if "cosine" not in dataset:
+        raise UserError("This dataset lacks cosine, which the figure is drawn from.")
+    figure = Figure(figsize=(3.5, 2.6), layout="constrained")
+    _draw_cosines(figure.add_subplot(), dataset)
+    return figure
+
+
+@styled
 def angles(dataset: xr.Dataset) -> Figure:
     """Angles between directions, and how those to Gaussians are spread about 90 degrees; [Xu2024] Fig. 5.
 
@@ -103,7 +116,9 @@ def against_gaussians(dataset: xr.Dataset) -> Figure:
 
     `dataset` has `loss` over `distance` (in units of ||theta||), `gaussian_loss` over (distance, draw), and the
     attributes `start`, the loss at the model, and `name`, that of the direction. The title says at how many of the
-    distances the direction beats every Gaussian. Raises UserError for a dataset without them.
+    distances the direction beats every Gaussian; for a single distance, the losses along Gaussians are a histogram
+    and the title says how many of them are lower. `xr.concat` along `distance` joins what `local_results` makes of
+    single distances (`angles.against_gaussians`). Raises UserError for a dataset without them.
     """
     _need(dataset, ("loss", "gaussian_loss"), attr="start")
     x = dataset["distance"].values.astype(np.float64)
@@ -111,6 +126,12 @@ def against_gaussians(dataset: xr.Dataset) -> Figure:
     draws = dataset["gaussian_loss"].transpose("distance", "draw").values.astype(np.float64)
     figure = Figure(figsize=(3.5, 2.6), layout="constrained")
     axes = figure.add_subplot()
+    name, start = str(dataset.attrs.get("name", "direction")), float(dataset.attrs["start"])
+    if len(x) == 1:
+        _draw_one_distance(axes, name, start, float(along[0]), draws[0])
+        beaten_by = int((draws[0] < along[0]).sum())
+        axes.set_title(f"{beaten_by} of {draws.shape[1]} Gaussians lower, at {plain(x[0])} ‖θ‖")
+        return figure
     axes.plot(
         np.repeat(x, draws.shape[1]),
         draws.ravel(),
@@ -121,11 +142,8 @@ def against_gaussians(dataset: xr.Dataset) -> Figure:
         label="Gaussian",
     )
     axes.plot(x, draws.min(axis=1), color="#5a5a5a", linewidth=0.9, gid="best", label=f"best of {draws.shape[1]}")
-    name = str(dataset.attrs.get("name", "direction"))
     axes.plot(x, along, "o-", color=LINE_COLOURS[1], markersize=2.5, linewidth=1.0, gid="direction", label=name)
-    axes.axhline(
-        float(dataset.attrs["start"]), color="black", linewidth=0.6, linestyle=":", gid="start", label="model"
-    )
+    axes.axhline(start, color="black", linewidth=0.6, linestyle=":", gid="start", label="model")
     axes.set_xscale("log")
     if (
         (along > 0).all()
@@ -138,6 +156,19 @@ def against_gaussians(dataset: xr.Dataset) -> Figure:
     axes.set_title(f"lower than every Gaussian at {won} of {len(x)} distances")
     axes.legend()
     return figure
+
+
+def _draw_one_distance(axes: Axes, name: str, start: float, along: float, draws: Floats) -> None:
+    axes.hist(draws, _BINS, color="#c0c0c0", gid="gaussians", label="Gaussian")
+    for value, label, gid, colour in (
+        (float(draws.min()), f"best of {len(draws)}", "best", "#5a5a5a"),
+        (along, name, "direction", LINE_COLOURS[1]),
+        (start, "model", "start", "black"),
+    ):
+        line = ":" if gid == "start" else "-"
+        axes.axvline(value, linewidth=1.0, gid=gid, label=label, color=colour, linestyle=line)
+    axes.set(xlabel="Loss (nat)", ylabel="Gaussian directions")
+    axes.legend()
 
 
 def _by_data(dataset: xr.Dataset) -> xr.Dataset:

@@ -96,6 +96,29 @@ def density(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+@styled
+def smooth_density(dataset: xr.Dataset) -> Figure:
+    """The smoothed density on the axis of `density`, with a band of one standard error.
+
+    `dataset` has `smooth_density` and `smooth_density_se` over `eigenvalue_at`, and the attribute
+    `linear_threshold` (`Density.smoothed`). Raises UserError for a dataset without a finite density.
+    """
+    if "smooth_density" not in dataset or not np.isfinite(dataset["smooth_density"].values).any():
+        raise UserError("This dataset holds no finite smooth_density. Give a smoothed spectral density.")
+    names = ("eigenvalue_at", "smooth_density", "smooth_density_se")
+    x, values, errors = (dataset[name].values.astype(np.float64) for name in names)
+    figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("symlog", linthresh=float(dataset.attrs["linear_threshold"]))
+    axes.plot(x, values, color=_POSITIVE, linewidth=0.9, gid="density")
+    if np.isfinite(errors).any():
+        low, high = np.maximum(values - errors, 0), values + errors
+        axes.fill_between(x, low, high, color=_POSITIVE, alpha=0.35, linewidth=0, gid="band")
+    axes.set(xlabel="Eigenvalue λ of the Hessian (linear about 0)", ylabel="Density per decade", ylim=(0, None))
+    axes.xaxis.set_major_locator(_sparse_ticks(axes, x[0], x[-1]))
+    return figure
+
+
 def _draw_end(axes: Axes, dataset: xr.Dataset, name: str, rank: str) -> None:
     values = dataset[name].values.astype(np.float64)
     ranks = dataset[rank].values if rank in dataset.coords else np.arange(1, len(values) + 1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lossatlas import local_results
 from lossatlas.figures.curves import center_of, label_of
+from lossatlas.figures.models import draw_models, draw_models_3d, has_models
 from lossatlas.figures.planes import (
     axis_label,
     check_surface,
@@ -36,6 +37,7 @@ Floats = NDArray[np.float64]
 _COLOURS = "viridis"
 _LEVELS = 21
 _PANE = (1.7, 1.75)  # inches: one of several panels
+_LEGEND_LINE = 0.13  # inches
 _HALO = [withStroke(linewidth=1.6, foreground="white")]
 
 
@@ -52,6 +54,9 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
     `trajectory` is what `trajectories.project` returns, or a dataset of it (`trajectory_alpha` and
     `trajectory_beta` over `step`, attribute `trajectory_share`); by default the one that `dataset` holds, if any.
 
+    On a plane through three models (`slice_results.plane_to_dataset`) the axes are l2 distances, the models are
+    marked with their own values in the legend, and the curve they span is drawn; there is no class in the title.
+
     Raises UserError for a dataset without that quantity over (alpha, beta), or without a finite value.
     """
     check_surface(dataset, quantity)
@@ -60,6 +65,7 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
     figure = Figure(figsize=(1.4 + 2.4 * min(1, 1 / ratio), 1.0 + 2.4 * min(1, ratio)), layout="constrained")
     axes = figure.add_subplot()
     drawn, has_holes = _contours(axes, dataset, quantity)
+    keys: list[Any] = list(draw_models(axes, dataset, quantity)) if has_models(dataset) else []
     path = _path(dataset if trajectory is None else trajectory)
     if path is not None:
         _draw_path(axes, path)
@@ -72,8 +78,10 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
     bar.set_ticks(_bar_ticks(drawn.norm))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v, 6)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    if has_holes:
-        figure.legend(handles=[no_value_key("not finite")], loc="outside lower right")
+    keys += [no_value_key("not finite")] if has_holes else []
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center" if len(keys) > 1 else "outside lower right")
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (len(keys) - 1))
     return figure
 
 
@@ -110,8 +118,8 @@ def surface_3d(
     """A quantity on the plane theta + alpha d1 + beta d2 as a surface in space.
 
     The height is logarithmic where `surface` has logarithmic levels. Cells with a corner that is not finite are
-    holes, and their number stands in the title. The dot is the model. `elevation` and `azimuth` are the angles of
-    view in degrees. Raises UserError as `surface` does.
+    holes, and their number stands in the title. The dot is the model; three models stand at their own values.
+    `elevation` and `azimuth` are the angles of view in degrees. Raises UserError as `surface` does.
     """
     check_surface(dataset, quantity)
     alphas, betas, z = grid_of(dataset, quantity)
@@ -134,12 +142,16 @@ def surface_3d(
         gid="surface",
     )
     center = center_of(dataset).get(quantity, math.nan)
-    if math.isfinite(center):
+    if has_models(dataset):
+        figure.legend(handles=draw_models_3d(axes, dataset, quantity, is_log=is_log), loc="upper left")
+    elif math.isfinite(center):
         place = math.log10(center) if is_log else center
         axes.plot([0], [0], [place], "o", color="black", markersize=3.5, zorder=10, gid="centre")
     axes.view_init(elev=elevation, azim=azimuth)
-    axes.set_xlabel(direction_names(dataset)[0], labelpad=-4)
-    axes.set_ylabel(direction_names(dataset)[1], labelpad=-4)
+    units = r" ($\ell_2$)" if has_models(dataset) else ""
+    names = [name + units for name in direction_names(dataset)]
+    axes.set_xlabel(names[0], labelpad=-4)
+    axes.set_ylabel(names[1], labelpad=-4)
     axes.set_zlabel(label_of(dataset, quantity), labelpad=-4)
     axes.tick_params(pad=-2)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
@@ -148,7 +160,8 @@ def surface_3d(
         _decade_ticks(axes, height)
     missing = int((~np.isfinite(z)).sum())
     title = title_of(dataset, quantity, None)
-    axes.set_title("\n".join([*title, *([f"{missing} of {z.size} values not finite"] if missing else [])]), y=1.0)
+    title += [f"{missing} of {z.size} values not finite"] if missing else []
+    axes.set_title("\n".join(title), y=1.0, loc="right" if has_models(dataset) else "center")  # beside the legend
     return figure
 
 
@@ -180,7 +193,7 @@ def _contours(axes: Axes, dataset: xr.Dataset, quantity: str) -> tuple[QuadConto
     holes = _holes(alphas, betas, z)
     if holes:
         axes.add_collection(PolyCollection(holes, gid="non-finite", **no_value_style()), autolim=False)
-    if alphas[0] <= 0 <= alphas[-1] and betas[0] <= 0 <= betas[-1]:
+    if not has_models(dataset) and alphas[0] <= 0 <= alphas[-1] and betas[0] <= 0 <= betas[-1]:
         axes.plot([0], [0], "o", color="white", markeredgecolor="black", markersize=4.0, gid="centre", zorder=5)
     axes.set_xlim(alphas[0], alphas[-1])
     axes.set_ylim(betas[0], betas[-1])

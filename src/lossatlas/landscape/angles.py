@@ -12,17 +12,21 @@ from torch import Tensor
 from lossatlas.errors import UserError
 from lossatlas.landscape.directions import Direction, gaussian
 from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.result import Result
 
 DEPENDENT = 1e-6  # a remainder shorter than this share of its direction is not told from float32 rounding
 
 
 @dataclass(frozen=True)
-class Angle:
+class Angle(Result):
     """The angle between two directions, and how far it is from what a Gaussian direction would have."""
 
     degrees: float
     cosine: float
     gaussian_sd: float  # degrees: 57.3 / sqrt(n), the standard deviation of a Gaussian's angle about 90
+
+    def __repr__(self) -> str:
+        return f"Angle({self.degrees:.4g} degrees, {self.deviation:.2g} sd of a Gaussian's from 90)"
 
     @property
     def deviation(self) -> float:
@@ -31,7 +35,7 @@ class Angle:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """The loss after a step of one length along a direction, and along Gaussian ones [Xu2024, Figs. 5, 6]."""
 
     start: float  # the loss at theta
@@ -39,6 +43,11 @@ class Comparison:
     gaussians: Tensor  # (count,) float64, along each Gaussian
     distance: float  # of the step, in units of ||theta||
     seed: int
+
+    def __repr__(self) -> str:
+        rivals = f"{self.beaten_by} of {len(self.gaussians)} Gaussians lower, the best {self.best:.4g}"
+        step = f"loss {self.value:.4g} after {self.distance:.4g} ||theta||, from {self.start:.4g}"
+        return f"Comparison({step}; {rivals})"
 
     @property
     def best(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -39,7 +40,11 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
         return function(batch)
     if isinstance(batch, Mapping):
         mapped = {key: map_tensors(value, function) for key, value in batch.items()}
-        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return mapped
+        other = copy.copy(batch)  # whatever its constructor takes, as a defaultdict or a BatchEncoding
+        other.update(mapped)
+        return other
     if isinstance(batch, tuple | list):
         items = [map_tensors(item, function) for item in batch]
         if hasattr(batch, "_fields"):  # a named tuple
@@ -76,15 +81,30 @@ def move(batch: Batch, dtype: torch.dtype, device: torch.device) -> Batch:
     return map_tensors(batch, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype))
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in pieces of at most `size` samples; whole when its tensors differ in length."""
+    """The batch in pieces of at most `size` samples; whole when its parts differ in length or cannot be cut."""
     lengths = {t.shape[0] if t.dim() else -1 for t in leaves(batch)}
-    if len(lengths) != 1 or (length := lengths.pop()) <= size:
+    if len(lengths) != 1 or (length := lengths.pop()) <= size or _holds_uncut(batch, length):
         yield batch
         return
     for start in range(0, length, size):
         stop = min(start + size, length)
         yield map_tensors(batch, lambda t, a=start, b=stop: t[a:b])  # type: ignore[misc]
+
+
+def _holds_uncut(batch: Batch, length: int) -> bool:
+    """Whether something of that many samples is no tensor: a list of texts, an array of another library."""
+    if isinstance(batch, Tensor | str):
+        return False
+    if any(True for _ in leaves(batch)):
+        parts = batch.values() if isinstance(batch, Mapping) else batch
+        return any(_holds_uncut(part, length) for part in parts)
+    return isinstance(batch, Sized) and len(batch) == length
 
 
 def chunk_for(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -95,9 +115,11 @@ def chunk_for(model: nn.Module, forward: Callable[[], object]) -> int:
     """
     largest = 1
 
-    def note(_module: nn.Module, _inputs: object, output: object) -> None:
+    def note(_module: nn.Module, inputs: object, output: object) -> None:
         nonlocal largest
-        largest = max([largest, *(t.numel() * t.element_size() for t in leaves(output))])
+        there = {t.untyped_storage().data_ptr() for t in leaves(inputs)}  # a view of it, as by Flatten, is free
+        new = [t for t in leaves(output) if t.untyped_storage().data_ptr() not in there]
+        largest = max([largest, *(t.numel() * t.element_size() for t in new)])
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if not any(True for _ in m.children())]
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +14,17 @@ from torch.func import functional_call
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import paths
-from lossatlas.landscape.descent import epoch_mean, has_batchnorm, own_randomness
-from lossatlas.landscape.objective import Batch, Criterion, LossFn, ModelCall
+from lossatlas.landscape.batches import Batch
+from lossatlas.landscape.checkpoints import Checkpoints, State
+from lossatlas.landscape.criterion import Criterion, LossFn
+from lossatlas.landscape.descent import Walk, epoch_mean, has_batchnorm, own_randomness
+from lossatlas.landscape.objective import ModelCall
 from lossatlas.landscape.parameters import Layout, layout_of
+from lossatlas.landscape.result import Result
 
 
 @dataclass(frozen=True)
-class CurveFit:
+class CurveFit(Result):
     """A fitted path, and how the fit went."""
 
     points: Tensor  # (bends+2, n), as left by the last epoch; first and last row are bitwise the given ends
@@ -30,6 +34,10 @@ class CurveFit:
     seed: int
     status: Literal["ok", "diverged"] = "ok"
     reason: str = ""
+
+    def __repr__(self) -> str:
+        last = f"mean loss {self.losses[-1]:.4g} in epoch {len(self.losses)} of {self.epochs}"
+        return f"CurveFit({self.kind}, {self.status}: {last})"
 
 
 def learning_rate(lr: float, epoch: int, epochs: int) -> float:
@@ -59,6 +67,8 @@ def fit(
     start: Tensor | Literal["midpoint"] = "midpoint",
     device: torch.device | str | None = None,
     progress: Callable[[int, float], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> CurveFit:
     """Minimise E_t [L(gamma(t)) + (l2/2) |gamma(t)|^2], t ~ U[0, 1], over the bends between two fixed ends (n,).
 
@@ -73,6 +83,8 @@ def fit(
     has none, is left out when the model has BatchNorm layers). Everything random (t, Dropout, a loader that draws
     from torch's global generator) follows from `seed`; on a CPU the same call gives the same bits. The caller's
     model and random state stay as they are. Weights have the dtype of the ends; `device` defaults to the model's.
+    `checkpoints` are left between batches and continued from, with the same bits as without a stop; if `batches`
+    draws from generators of its own, name them as `generators`.
 
     The gradient of bend i is c_i(t) dL/dw: one backward pass at the interpolated weights w, so an epoch costs 1.06
     (ResNet18 of width 8) to 1.10 (two convolutions) plain epochs. A loss that is not finite ends the fit after its
@@ -86,10 +98,13 @@ def fit(
     points = _initial(ends, bends, start).to(place)
     draws = torch.Generator().manual_seed(seed)
     descent = _Descent(private, layout, points, kind, loss, momentum, l2, draws)
-    losses: list[float] = []
+    losses = descent.losses
     with torch.enable_grad(), own_randomness(place, draws):
-        for epoch in range(epochs):
-            losses.append(descent.epoch(batches(epoch), learning_rate(lr, epoch, epochs)))
+        walk = Walk(checkpoints, descent.state, sums=1, generators=(draws, *generators), device=place)
+        if walk.resumed:
+            descent.restore(walk.resumed)
+        for epoch in walk.remaining(range(epochs)):
+            losses.append(descent.epoch(walk, epoch, batches, learning_rate(lr, epoch, epochs)))
             if progress is not None:
                 progress(epoch, losses[-1])
             if not (math.isfinite(losses[-1]) and bool(points.isfinite().all())):
@@ -117,15 +132,28 @@ class _Descent:
         self._layout, self._points, self._kind, self._loss = layout, points, kind, loss
         self._momentum, self._l2, self._draws = momentum, l2, draws
         self._velocity = torch.zeros_like(points[1:-1])
+        self.losses: list[float] = []  # of the epochs that are over
 
-    def epoch(self, batches: Iterable[Batch], rate: float) -> float:
+    def epoch(self, walk: Walk, epoch: int, batches: Callable[[int], Iterable[Batch]], rate: float) -> float:
         """One pass; the mean loss over its samples."""
         return epoch_mean(
-            batches,
+            walk.batches(epoch, lambda: batches(epoch)),
             lambda batch: self._step(batch, rate),
             like=self._points,
             skip_single=self._has_norms,
+            running=walk.running,
         )
+
+    def state(self) -> State:
+        """What a fit needs to continue; its ends and its model come from the caller again."""
+        buffers = dict(self._call.named_buffers())
+        return State({"bends": self._points[1:-1], "velocity": self._velocity, **buffers}, {"losses": self.losses})
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        for name, tensor in self.state().tensors.items():
+            tensor.copy_(state.tensor(name, tensor))
+        self.losses[:] = state.numbers["losses"]
 
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One step at a random t; the mean loss of the batch, detached, in float64."""

@@ -14,6 +14,7 @@ from lossatlas.errors import UserError
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.krylov import Krylov
 from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.result import Result, with_error
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -69,7 +70,7 @@ class Extreme:
 
 
 @dataclass(frozen=True, eq=False)
-class Histogram:
+class Histogram(Result):
     """Shares of the eigenvalues in bins [edge, next edge), the last one closed."""
 
     edges: Tensor  # (B + 1,) float64 ascending, in units of the eigenvalues
@@ -77,9 +78,12 @@ class Histogram:
     stderr: Tensor  # (B,)
     axis: SymlogAxis
 
+    def __repr__(self) -> str:
+        return f"Histogram({_peak(self.share, self.stderr)} of {len(self.share)} bins)"
+
 
 @dataclass(frozen=True, eq=False)
-class SmoothDensity:
+class SmoothDensity(Result):
     """The density per unit of the axis (outside the threshold: per decade), of integral 1 along it."""
 
     grid: Tensor  # (G,) float64 ascending, in units of the eigenvalues; evenly spaced on the axis
@@ -88,9 +92,12 @@ class SmoothDensity:
     width: float  # standard deviation of the Gaussian kernel, in units of the axis
     axis: SymlogAxis
 
+    def __repr__(self) -> str:
+        return f"SmoothDensity({_peak(self.density, self.stderr)} of {len(self.density)} points)"
+
 
 @dataclass(frozen=True, eq=False)
-class Density:
+class Density(Result):
     """The spectral density phi(x) = (1/n) sum_i delta(x - lambda_i) of a symmetric matrix of order n.
 
     Probe p estimates it by the measure sum_j weights[p][j] delta(x - ritz[p][j]), of mass 1. Whatever is read off
@@ -109,6 +116,13 @@ class Density:
     seed: int
     status: str = "ok"
     reason: str = ""
+
+    def __repr__(self) -> str:
+        if self.status != "ok":
+            return f"Density({self.status}: {self.reason})"
+        share = with_error(self.negative.value, self.negative.stderr)
+        span = f"{self.smallest.value:.4g} to {self.largest.value:.4g}"
+        return f"Density({share} below 0, {span}; {len(self.ritz)} probes, {self.matvecs} products)"
 
     def moment(self, power: int) -> Estimate:
         """tr(A^power) of the matrix, for power < 2 steps."""
@@ -269,6 +283,12 @@ def density(
         status="non-finite" if failed else "ok",
         reason=f"product {matvecs} is not finite" if failed else "",
     )
+
+
+def _peak(values: Tensor, errors: Tensor) -> str:
+    """The largest value with its error, in words."""
+    place = int(values.argmax())
+    return f"largest {with_error(values[place].item(), errors[place].item())}"
 
 
 def _draw(probe: Probe, n: int, generator: torch.Generator) -> Tensor:

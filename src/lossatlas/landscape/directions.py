@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
+from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.lanczos import Eigenpairs
-from lossatlas.landscape.objective import Batch, Objective, preserved_rng
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.parameters import Layout
+from lossatlas.landscape.random_state import preserved_rng
 from lossatlas.seeding import derive
 
 Scaling = Literal["none", "model", "layer", "filter"]
@@ -43,6 +45,9 @@ class Direction(DirectionInfo):
     """A vector of parameter space with its name, length and origin."""
 
     vector: Tensor  # (n,), in the objective's dtype and on its device
+
+    def __repr__(self) -> str:
+        return f"Direction({self.name}: length {self.norm:.4g}, {self.relative:.4g} ||theta||)"
 
     @property
     def info(self) -> DirectionInfo:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lossatlas.landscape.result import Result, with_error
+
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Result):
     """A value, its standard error, and how many samples it rests on; NaN where `status` is not "ok"."""
 
     value: float
@@ -27,11 +29,6 @@ class Estimate:
     def failed(cls, status: str, reason: str, count: int) -> Estimate:
         """No value: what went wrong stands in `status` and `reason`."""
         return cls(math.nan, math.nan, count, status, reason)
-
-
-def with_error(value: float, stderr: float) -> str:
-    """`12.35 +- 0.41`: a value and its standard error for people; without the error where there is none."""
-    return f"{value:.4g}" if math.isnan(stderr) else f"{value:.4g} +- {stderr:.2g}"
 
 
 def sample_mean(samples: Tensor) -> Estimate:

@@ -14,12 +14,13 @@ from lossatlas.landscape.descent import has_batchnorm
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
+from lossatlas.landscape.result import Result, with_error
 
 HALF_WIDTH = 0.05  # of a local piece, in units of the direction ([Xu2024] Fig. 14)
 
 
 @dataclass(frozen=True)
-class Expansion:
+class Expansion(Result):
     """L(theta + lambda d) = loss + lambda slope + lambda^2/2 curvature + O(lambda^3), for the d that was given."""
 
     loss: float
@@ -31,6 +32,10 @@ class Expansion:
     status: str = "ok"
     reason: str = ""
 
+    def __repr__(self) -> str:
+        told = "" if self.status == "ok" else f"; {self.status}: {self.reason}"
+        return f"Expansion(slope {self.slope:.4g}, curvature {self.curvature:.4g} at loss {self.loss:.4g}{told})"
+
     def change(self, lambdas: Tensor | Sequence[float]) -> Tensor:
         """(L,) float64: lambda slope + lambda^2/2 curvature."""
         grid = torch.as_tensor(lambdas, dtype=torch.float64)
@@ -38,7 +43,7 @@ class Expansion:
 
 
 @dataclass(frozen=True, eq=False)
-class LocalPieces:
+class LocalPieces(Result):
     """Quadratic pieces around points theta + lambda_i d of a curve, one a row."""
 
     positions: Tensor  # (P,) float64: lambda_i
@@ -46,17 +51,26 @@ class LocalPieces:
     lambdas: Tensor  # (P, K): lambda_i - half_width .. lambda_i + half_width
     values: Tensor  # (P, K): the expansion about lambda_i there
 
+    def __repr__(self) -> str:
+        curvatures = [e.curvature for e in self.expansions if e.status == "ok"]
+        span = f"curvature {min(curvatures):.4g} to {max(curvatures):.4g}" if curvatures else "nowhere finite"
+        bad = len(self.expansions) - len(curvatures)
+        return f"LocalPieces({len(self.expansions)} pieces, {span}{f', {bad} not finite' if bad else ''})"
+
 
 @dataclass(frozen=True)
-class ChangeMoments:
+class ChangeMoments(Result):
     """Mean and variance of the loss change over random directions, in second order."""
 
     mean: float
     variance: float
 
+    def __repr__(self) -> str:
+        return f"ChangeMoments({self.mean:.4g}, standard deviation {math.sqrt(self.variance):.4g})"
+
 
 @dataclass(frozen=True, eq=False)
-class SampledChanges:
+class SampledChanges(Result):
     """Measured changes of the loss along N random directions, the same for every scale."""
 
     lambdas: tuple[float, ...]
@@ -67,6 +81,13 @@ class SampledChanges:
     radius: float | None  # of directions of one length
     seed: int
     batchnorm: str
+
+    def __repr__(self) -> str:
+        means = ", ".join(
+            f"{with_error(mean.value, mean.stderr) if mean.status == 'ok' else mean.status} at {lam:g}"
+            for lam, mean in zip(self.lambdas, self.means, strict=True)
+        )
+        return f"SampledChanges({self.changes.shape[1]} draws: {means})"
 
 
 def expand(objective: Objective, direction: Tensor, *, theta: Tensor | None = None) -> Expansion:

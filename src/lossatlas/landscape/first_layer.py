@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lossatlas.landscape.objective import Batch, Objective, preserved_rng
+from lossatlas.landscape.batches import Batch
+from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.random_state import preserved_rng
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly: a subclass may do anything
 LEAST_SHARE = 0.5  # of the multiplications: below, reading the parts back costs about what it saves

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.estimate import with_error
 from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.result import Result, with_error
 
 PROBES_AT_ONCE = 4  # products taken together share the forward pass where graphs are not kept
 
 
 @dataclass(frozen=True)
-class TraceEstimate:
+class TraceEstimate(Result):
     """A trace and what it rests on; the value is NaN where a product or gradient was not finite.
 
     `stderr` is the estimator's error (0 when exact). `data_stderr` = std of the samples' own traces / sqrt(m)
@@ -40,7 +40,7 @@ class TraceEstimate:
     def __repr__(self) -> str:
         data = "" if math.isnan(self.data_stderr) else f", +- {self.data_stderr:.2g} over the data"
         missed = "" if self.converged else ", not converged"
-        return f"TraceEstimate({with_error(self.value, self.stderr)} by {self.method}{data}{missed})"
+        return f"{type(self).__name__}({with_error(self.value, self.stderr)} by {self.method}{data}{missed})"
 
 
 def hutchinson(

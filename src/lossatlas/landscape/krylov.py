@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,26 +38,25 @@ class Krylov:
     def start(self, direction: Tensor) -> None:
         """Take the part of `direction` (n,) that is orthogonal to the basis as the next direction."""
         unit = (direction / direction.norm()).to(self.basis)
-        _, rest = _orthogonalised(unit, self.basis[: self.m], 0)
-        self.basis[self.m] = rest / _norm(rest)
+        _, rest, norm = _orthogonalised(unit, self.basis[: self.m], 0)
+        self.basis[self.m] = rest / norm
         self.is_exhausted = False
 
     def grow(self) -> bool:
         """Take the next direction into the basis, at the cost of one product; False where that is not finite."""
         image = self._op @ self.basis[self.m]
         self.matvecs += 1
-        if not bool(image.isfinite().all()):
+        grown = self.m + 1
+        coefficients, rest, beta = _orthogonalised(image, self.basis[:grown], self._uncoupled)
+        if not math.isfinite(beta):
             return False
-        self.m += 1
-        coefficients, rest = _orthogonalised(image, self.basis[: self.m], self._uncoupled)
-        self._uncoupled = self.m - 1
-        self.projected[: self.m, self.m - 1] = self.projected[self.m - 1, : self.m] = coefficients
-        self.beta = _norm(rest)
-        size = self.projected[: self.m, : self.m].abs().max().item()
+        self.m, self.beta, self._uncoupled = grown, beta, grown - 1
+        self.projected[:grown, grown - 1] = self.projected[grown - 1, :grown] = coefficients
+        size = self.projected[:grown, :grown].abs().max().item()
         rounding = BREAKDOWN_EPS * torch.finfo(self._op.dtype).eps * size
-        self.is_exhausted = self.m == self._op.size or self.beta <= rounding
+        self.is_exhausted = grown == self._op.size or beta <= rounding
         if not self.is_exhausted:
-            self.basis[self.m] = rest / self.beta
+            torch.div(rest, beta, out=self.basis[grown])
         return True
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,28 +78,30 @@ class Krylov:
 
     def combine(self, vectors: Tensor) -> Tensor:
         """(n, p): the unit vectors with coefficients `vectors` (m, p) in the basis, their signs fixed."""
-        found = self.basis[: self.m].T @ vectors.to(self.basis)
-        largest = found.gather(0, found.abs().argmax(0, keepdim=True))
-        unit: Tensor = found / (torch.linalg.vector_norm(found, dim=0) * torch.where(largest < 0, -1.0, 1.0))
-        return unit
+        found = vectors.T.to(self.basis) @ self.basis[: self.m]  # (p, n): rows, which are quick to run along
+        largest = found.gather(1, found.abs().argmax(1, keepdim=True)).squeeze(1)
+        length = torch.linalg.vector_norm(found, dim=1) * torch.where(largest < 0, -1.0, 1.0)
+        unit: Tensor = found / length.unsqueeze(1)
+        return unit.T
 
 
-def _orthogonalised(vector: Tensor, basis: Tensor, uncoupled: int) -> tuple[Tensor, Tensor]:
-    """Coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU, and what remains of it.
+def _orthogonalised(vector: Tensor, basis: Tensor, uncoupled: int) -> tuple[Tensor, Tensor, float]:
+    """Coefficients (m,) of a vector in an orthonormal basis (m, n), float64 on the CPU; what remains; its norm.
 
     The first pass takes out the part along basis[uncoupled:]. Then come passes over the whole basis until one
-    takes out next to nothing, which leaves rounding only [Parlett 1998, section 6.9].
+    takes out next to nothing, which leaves rounding only [Parlett 1998, section 6.9]. What a pass takes out and
+    what remains are orthogonal, so their norms give that of the vector before it.
     """
     total = torch.zeros(len(basis), dtype=torch.float64)
-    first, vector = _pass(vector, basis[uncoupled:])
-    total[uncoupled:] += first
+    total[uncoupled:], vector = _pass(vector, basis[uncoupled:])
+    norm = 0.0
     for _ in range(MOST_PASSES):
-        before = _norm(vector)
         part, vector = _pass(vector, basis)
         total += part
-        if _norm(vector) >= ENOUGH * before:
+        norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+        if norm >= ENOUGH * math.hypot(norm, float(part.norm())):
             break
-    return total, vector
+    return total, vector, norm
 
 
 def _pass(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +110,3 @@ def _pass(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, vector.numel(), BLOCK):
         part += (basis[:, start : start + BLOCK] @ vector[start : start + BLOCK]).double()
     return part.cpu(), vector - basis.T @ part.to(basis.dtype)
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -12,12 +12,13 @@ from torch import Tensor
 from lossatlas.errors import UserError
 from lossatlas.landscape.krylov import Krylov
 from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.result import Result
 
 Which = Literal["largest", "smallest", "both"]
 
 
 @dataclass(frozen=True, eq=False)
-class Eigenpairs:
+class Eigenpairs(Result):
     """Eigenpairs with what they rest on; NaN throughout where a product was not finite.
 
     A residual is ||A v - lambda v|| of the unit vector v, from the recurrence, hence exact up to the rounding

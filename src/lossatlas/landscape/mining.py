@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.descent import epoch_mean, has_batchnorm, own_randomness
 from lossatlas.landscape.expansion import checked_direction
-from lossatlas.landscape.objective import Batch, Objective
+from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.result import Result
 
 Algorithm = Literal["w-peak", "vvv-basin"]
 Batches = Callable[[int], Iterable[Batch]]
@@ -23,7 +25,7 @@ Step = Callable[[int, Batch], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class MinedDirection:
+class MinedDirection(Result):
     """A mined direction, to be taken unscaled, and how the search went."""
 
     vector: Tensor  # (n,), as left by the last epoch

@@ -15,6 +15,7 @@ from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.expansion import checked_direction
 from lossatlas.landscape.lanczos import Eigenpairs
 from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.result import Result, with_error
 
 Status = Literal["survives", "mining-only", "no-fall", "non-finite"]
 
@@ -22,7 +23,7 @@ BLOCK = 1 << 20  # coordinates brought to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class Alignment(Result):
     """A direction among k eigenvectors of the Hessian; NaN throughout where a length is zero or not finite."""
 
     cosines: Tensor  # (k,) float64; the sign of an eigenvector is a convention
@@ -33,6 +34,10 @@ class Alignment:
     negative: float  # the same for those below minus their residual
     chance: float  # sqrt(k/n): root mean square of `projection` for a random direction
 
+    def __repr__(self) -> str:
+        rest = f"{len(self.cosines)} eigenvectors, chance {self.chance:.2g}"
+        return f"Alignment(projection {self.projection:.4g} on {rest})"
+
 
 @dataclass(frozen=True)
 class Fall:
@@ -42,6 +47,10 @@ class Fall:
     left: Estimate  # standard error NaN where the objective has no Criterion
     right: Estimate
 
+    def __str__(self) -> str:
+        left, right = (with_error(side.value, side.stderr) for side in (self.left, self.right))
+        return f"{left} at {self.lambdas[0]:g}, {right} at {self.lambdas[1]:g}"
+
     def on_both_sides(self, sigmas: float = 2.0) -> bool:
         """Whether both falls exceed `sigmas` standard errors (or zero where there are none)."""
         sides = (self.left, self.right)
@@ -49,7 +58,7 @@ class Fall:
 
 
 @dataclass(frozen=True, eq=False)
-class Survival:
+class Survival(Result):
     """The curve along a mined direction on the data of the mining, and on data that it has not seen."""
 
     lambdas: Tensor  # (L,) float64
@@ -60,9 +69,12 @@ class Survival:
     status: Status
     batchnorm: tuple[str, str]
 
+    def __repr__(self) -> str:
+        return f"Survival({self.status}: fall {self.mining_fall}; held-out {self.held_out_fall})"
+
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Result):
     """Two directions beside each other, both as long as the first at lambda = 1."""
 
     norm: float
@@ -76,6 +88,10 @@ class Comparison:
     advantage: Estimate  # second - first, mean of the two sides at lambda = -1 and 1: > 0 where the first is lower
     best_advantage: Estimate  # the same, each at its own best scales
     batchnorm: str
+
+    def __repr__(self) -> str:
+        equal, best = (with_error(e.value, e.stderr) for e in (self.advantage, self.best_advantage))
+        return f"Comparison(advantage {equal} at length {self.norm:.4g}, {best} each at its best)"
 
 
 def alignment(direction: Tensor, pairs: Eigenpairs) -> Alignment:

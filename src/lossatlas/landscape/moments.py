@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lossatlas.landscape.hutchinson import TraceEstimate, probe_mean
 from lossatlas.landscape.operators import SymmetricOperator
+
+
+@dataclass(frozen=True, repr=False)
+class TraceOfSquare(TraceEstimate):
+    """The trace of the square of an operator, in squared units of its own."""
 
 
 def trace_of_square(
@@ -16,7 +23,7 @@ def trace_of_square(
     max_matvecs: int = 200,
     min_probes: int = 16,
     seed: int,
-) -> TraceEstimate:
+) -> TraceOfSquare:
     """tr(A^2) = ||A||_F^2 as the mean of ||A v||^2 over random signs v, with the standard error of that mean.
 
     Hutchinson's estimator for A^2 at the cost of one product a probe, since v' A^2 v = ||A v||^2; its variance is
@@ -29,6 +36,7 @@ def trace_of_square(
         norms: Tensor = torch.linalg.vector_norm(images, dim=0, dtype=torch.float64)
         return norms.square()
 
-    return probe_mean(
+    found = probe_mean(
         op, squared_norms, rel=rel, max_matvecs=max_matvecs, min_probes=min_probes, floor=0.0, known=0.0, seed=seed
     )
+    return TraceOfSquare(**vars(found))

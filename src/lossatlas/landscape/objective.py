@@ -8,10 +8,9 @@ exact.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +18,16 @@ from torch.func import functional_call
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
+from lossatlas.landscape.batches import Batch
+from lossatlas.landscape.criterion import Criterion, LossFn
+from lossatlas.landscape.kernels import Kernels
 from lossatlas.landscape.parameters import layout_of
+from lossatlas.landscape.random_state import preserved_rng
 
-Batch = Any
-LossFn = Callable[[nn.Module, Batch], Tensor]
 BatchNormPolicy = Literal["eval", "recalibrate", "batch"]
 BATCHNORM_POLICIES = ("eval", "recalibrate", "batch")
+WHOLE = sys.maxsize  # samples in a piece of batches that are not to be split
 CHECKED_SAMPLES = 16  # enough to see Dropout or augmentation, and cheap beside one pass over the data
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """What to predict and how to score it, sample by sample; callable as a LossFn (the mean over the batch)."""
-
-    predict: Callable[[nn.Module, Batch], Tensor]  # outputs (n, C)
-    loss: Callable[[Tensor, Batch], Tensor]  # outputs -> loss of every sample (n,)
-    extras: Mapping[str, Callable[[Tensor, Batch], Tensor]] = field(default_factory=dict)  # each (n,)
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss over the samples of the batch."""
-        return self.loss(self.predict(model, batch), batch).mean()
-
-    def terms(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The loss and the extras of every sample, each (n,)."""
-        return {"loss": self.loss(outputs, batch)} | {k: f(outputs, batch) for k, f in self.extras.items()}
 
 
 class ModelCall(nn.Module):
@@ -61,7 +46,8 @@ class Objective:
     """The mean loss over `data` as a function of theta, the flat vector of the model's trainable parameters.
 
     `data` is a sequence of batches or a function that yields them anew, in the same order, at every call (a
-    generator is refused). `loss` is a `Criterion`, or any function (model, batch) -> mean loss of the batch.
+    generator is refused). `loss` is a `Criterion`, or any function (model, batch) -> mean loss of the batch; it
+    may differentiate inside (the residual of a differential equation).
     `batchnorm` says what BatchNorm layers do, and is to be recorded with every result:
 
     - `"eval"`: they use the running statistics as they are
@@ -71,8 +57,10 @@ class Objective:
 
     `params` is a regular expression that chooses parameters by name. `chunk` splits batches into pieces of as many
     samples; by default the piece whose largest activation takes some 4 MB, found without timing so that it is
-    the same everywhere. `dtype` and `device` move the private copy and the batches. On construction the loss and
-    gradient of the first samples are computed twice: a difference (Dropout, augmentation) raises UserError.
+    the same everywhere. Without `chunk`, batches stay whole where the loss of the first one is not the mean over
+    its pieces (a bare function that averages over tokens, or couples samples). `dtype` and `device` move the
+    private copy and the batches; on MPS there is no float64. On construction the loss and gradient of the first
+    samples are computed twice: a difference (Dropout, augmentation) raises UserError.
     """
 
     def __init__(
@@ -99,10 +87,17 @@ class Objective:
         self.batchnorm = batchnorm
         self.dtype = dtype or first.dtype
         self.device = torch.device(device) if device is not None else first.device
+        if self.device.type == "mps" and self.dtype == torch.float64:
+            raise UserError(
+                "The device mps has no float64, the dtype of this objective. Give dtype=torch.float32, or "
+                "device='cpu'."
+            )
         self.layout = layout_of(model, params)
         self.criterion = loss if isinstance(loss, Criterion) else None
         self._loss = loss
-        self._call = ModelCall(copy.deepcopy(model).to(dtype=self.dtype, device=self.device))
+        self._kernels = Kernels()  # settled below, so that values and gradients are those of one function
+        self.curvature_kernels = Kernels()  # for second derivatives
+        self._call = ModelCall(copy.deepcopy(model).to(dtype=self.dtype, device=self.device)).requires_grad_(False)
         self._norms = [m for m in self._call.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if batchnorm != "batch" and any(norm.running_mean is None for norm in self._norms):
             raise UserError(
@@ -136,7 +131,7 @@ class Objective:
 
     def buffers(self, theta: Tensor) -> dict[str, Tensor]:
         """The buffers to use at theta: the model's own, or with BatchNorm statistics re-estimated there."""
-        own = {name: buffer.clone() for name, buffer in self._call.model.named_buffers()}
+        own = self._own_buffers()
         if self.batchnorm != "recalibrate" or not self._norms:
             return own
         with torch.no_grad(), preserved_rng(self.device):
@@ -170,7 +165,7 @@ class Objective:
                 terms = self.criterion.terms(self.predict(tensors, buffers, batch), batch)
                 samples = terms["loss"].numel()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.double().sum()
+                sums[name] = sums.get(name, 0) + split.wide(term).sum()
             count += samples
         return {name: total / count for name, total in sums.items()}
 
@@ -227,6 +222,9 @@ class Objective:
 
     # ---- private ------------------------------------------------------------------------------------------
 
+    def _own_buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self._call.model.named_buffers()}
+
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.shape != (self.layout.size,):
             raise UserError(f"theta has shape {tuple(theta.shape)}; this objective takes ({self.layout.size},).")
@@ -248,8 +246,10 @@ class Objective:
         batch: Batch,
     ) -> Tensor:
         swapped = {f"model.{name}": t for name, t in (*tensors.items(), *buffers.items())}
-        result: Tensor = functional_call(self._call, swapped, (function, batch))
-        return result
+        wanted = torch.is_grad_enabled()
+        with self._kernels.plain(), torch.enable_grad():  # a loss may differentiate inside, under no_grad too
+            result: Tensor = functional_call(self._call, swapped, (function, batch))
+        return result if wanted else result.detach()
 
     def _means(self, theta: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), preserved_rng(self.device):
@@ -284,27 +284,45 @@ class Objective:
                     f"chunk={chunk} is no number of samples. Give 1 or more, or None to have it chosen."
                 )
             return chunk
-        first = next(iter(self._source()), None)
-        if first is None:
-            raise UserError("data holds no batch. Give at least one batch.")
-        single = next(split.pieces(split.move(first, self.dtype, self.device), 1))
         function = self.criterion.predict if self.criterion else self._loss
-        with torch.no_grad(), preserved_rng(self.device):
+        with torch.no_grad(), preserved_rng(self.device):  # beginning a DataLoader draws a number
+            first = next(iter(self._source()), None)
+            if first is None:
+                raise UserError("data holds no batch. Give at least one batch.")
+            moved = split.move(first, self.dtype, self.device)
+            single = next(split.pieces(moved, 1))
             was_training = [norm.training for norm in self._norms]
             for norm in self._norms:
                 norm.eval()  # one sample has no batch statistics
             try:
-                return split.chunk_for(self._call, lambda: self._call(function, single))
+                size = split.chunk_for(
+                    self._call, lambda: self._functional(function, {}, self._own_buffers(), single)
+                )
+            except Exception:
+                if self.criterion is not None:
+                    raise
+                return WHOLE  # the loss needs more than one sample; if it is broken, the next check says so
             finally:
                 for norm, training in zip(self._norms, was_training, strict=True):
                     norm.train(training)
+            return size if self._is_mean_of_pieces(moved, size) else WHOLE
+
+    def _is_mean_of_pieces(self, batch: Batch, size: int) -> bool:
+        """Whether a bare loss is a mean over samples, as far as a batch tells; `loss_sum` relies on it."""
+        pieces = list(split.pieces(batch, size))
+        if self.criterion is not None or self.batchnorm == "batch" or len(pieces) < 2:
+            return True
+        tensors, buffers = self.layout.unflatten(self.center), self._own_buffers()
+        (whole,), parts = ([self.loss_sum(tensors, buffers, b)[0] for b in bs] for bs in ([batch], pieces))
+        rounding = min(0.05, 1e3 * torch.finfo(self.dtype).eps) * torch.stack(parts).abs().sum()
+        return not bool((whole - torch.stack(parts).sum()).abs() > rounding)
 
     def _first_piece(self) -> tuple[Tensor, Tensor]:
         """The mean loss of the first few samples and its gradient, both detached."""
         point = self.center.clone().requires_grad_()
-        buffers = {n: b.clone() for n, b in self._call.model.named_buffers()}
+        buffers = self._own_buffers()
         first = next(iter(self.batches()))
-        if self.batchnorm != "batch":
+        if self.batchnorm != "batch" and self.chunk != WHOLE:
             first = next(split.pieces(first, CHECKED_SAMPLES))
         loss, count = self.loss_sum(self.layout.unflatten(point), buffers, first)
         if loss.grad_fn is None:
@@ -314,7 +332,7 @@ class Objective:
     def _check_determinism(self) -> None:
         """Two passes over the first samples must agree, up to the non-associativity of parallel sums on a GPU."""
         with torch.enable_grad(), preserved_rng(self.device):
-            (loss_a, grad_a), (loss_b, grad_b) = self._first_piece(), self._first_piece()
+            (loss_a, grad_a), (loss_b, grad_b) = (self._kernels.retried(self._first_piece) for _ in range(2))
         tolerance = 1e-4 if self.device.type != "cpu" else 1e-6
         same = torch.allclose(loss_a, loss_b, rtol=tolerance, atol=0, equal_nan=True) and (
             (grad_a - grad_b).norm() <= tolerance * grad_a.norm() or not bool(grad_a.isfinite().all())
@@ -325,31 +343,3 @@ class Objective:
                 f"{loss_a.item():.6g} and {loss_b.item():.6g}. Switch off what is random (functional dropout, "
                 "augmentation, a shuffled loader) and build the Objective again."
             )
-
-
-def supervised(
-    loss: Callable[..., Tensor], extras: Mapping[str, Callable[[Tensor, Batch], Tensor]] | None = None
-) -> Criterion:
-    """The Criterion of batches (inputs, targets) for a loss with a `reduction` argument, as `F.cross_entropy`.
-
-    Outputs are `model(inputs)`. Losses with a `(n, C)` result, as `F.mse_loss`, are averaged over each sample.
-    """
-
-    def losses(outputs: Tensor, batch: Batch) -> Tensor:
-        values = loss(outputs, batch[1], reduction="none")
-        return values if values.dim() < 2 else values.flatten(1).mean(1)
-
-    return Criterion(predict=lambda model, batch: model(batch[0]), loss=losses, extras=dict(extras or {}))
-
-
-@contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Put the random state back afterwards."""
-    cpu = torch.get_rng_state()
-    accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if accelerator is not None:
-            torch.cuda.set_rng_state(accelerator, device)

@@ -11,12 +11,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
-from lossatlas.landscape.objective import Batch, Criterion, Objective, preserved_rng
+from lossatlas.landscape.batches import Batch
+from lossatlas.landscape.criterion import Criterion
+from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.parameters import Layout
+from lossatlas.landscape.random_state import preserved_rng
+from lossatlas.landscape.twice import TwiceDifferentiable
 
 KEPT_BYTES = 1 << 30
 
@@ -120,10 +123,11 @@ class HessianOperator:
     The graph of a piece's first backward pass is kept from product to product while the estimated memory of all
     graphs stays within `memory` bytes, and built anew for the pieces beyond; the products are the same, bit for
     bit. The estimate takes the bytes that autograd saves for the first piece, per sample. Cost of a product, in
-    gradient evaluations on the same data: 1.0 (MLP) to 2.7 (ResNet18) with kept graphs, 2.2 to 3.5 without.
+    gradient evaluations on the same data: 1.0 (MLP) to 1.7 (ResNet18) with kept graphs, 2.1 to 3.0 without.
 
-    Attention is computed by its plain formula, since the fused kernels cannot be differentiated twice. Raises
-    UserError where another operation cannot. `matvecs` counts the products.
+    Where a fused kernel cannot be differentiated twice (attention, cuDNN's recurrent layers), the product is taken
+    again with plain operations, and a PlainMathsWarning says so, once an objective. Raises UserError where another
+    operation cannot. `matvecs` counts the products.
     """
 
     def __init__(self, objective: Objective, theta: Tensor, *, memory: int = KEPT_BYTES) -> None:
@@ -134,6 +138,7 @@ class HessianOperator:
         self._memory = memory
         self._is_complete: bool | None = None  # not decided before the first product
         self._is_checked = False
+        self._avoided = 0  # kernels, when the kept graphs were built
         self.size = objective.layout.size
         self.dtype = objective.dtype
         self.device = objective.device
@@ -156,15 +161,24 @@ class HessianOperator:
             )
         rows = vectors.to(self.device, self.dtype).reshape(layout.size, -1).T.contiguous()  # (k, b)
         columns = [layout.unflatten(row) for row in rows]
-        total, count = torch.zeros_like(rows), 0
+        kernels = self._objective.curvature_kernels
         with torch.enable_grad(), preserved_rng(self.device), _second_derivative():
-            for piece in self._pieces():
-                for sums, column in zip(total, columns, strict=True):
-                    sums += piece.product(column)
-                count += piece.count
-                del piece  # else its graph lives on while the next one is built
+            mean = kernels.retried(lambda: self._mean_product(rows, columns))
         self.matvecs += len(rows)
-        return (total / count).T.reshape(vectors.shape)
+        return mean.T.reshape(vectors.shape)
+
+    def _mean_product(self, rows: Tensor, columns: list[dict[str, Tensor]]) -> Tensor:
+        """(k, b): the products, from graphs without the kernels that are avoided by now."""
+        avoided = len(self._objective.curvature_kernels.avoided)
+        if avoided != self._avoided:
+            self._kept, self._is_complete, self._avoided = [], None, avoided
+        total, count = torch.zeros_like(rows), 0
+        for piece in self._pieces():
+            for sums, column in zip(total, columns, strict=True):
+                sums += piece.product(column)
+            count += piece.count
+            del piece  # else its graph lives on while the next one is built
+        return total.div_(count)
 
     def _pieces(self) -> Iterator[_Differentiated]:
         """The differentiated pieces of the data in order: the kept ones, then the others, built anew."""
@@ -190,12 +204,10 @@ class HessianOperator:
     def _differentiated(self, batch: Batch) -> _Differentiated:
         parameters = {n: t.detach().requires_grad_() for n, t in self._tensors.items()}
         buffers = {n: b.clone() for n, b in self._buffers.items()}  # batch statistics update them in place
-        with sdpa_kernel(SDPBackend.MATH):
+        with TwiceDifferentiable():
             loss, count = self._objective.loss_sum(parameters, buffers, batch)
-            leaves = list(parameters.values())
-            gradients = torch.autograd.grad(
-                loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
-            )
+        leaves = list(parameters.values())
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
         if not self._is_checked:
             _refuse_once_differentiable(gradients)
             self._is_checked = True
@@ -208,7 +220,7 @@ class HessianOperator:
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output that its own graph holds would never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             graph = self._differentiated(batch)  # alive to the end, so that no address is used twice
@@ -280,6 +292,5 @@ def _second_derivative() -> Iterator[None]:
         raise UserError(
             f"The model uses an operation that PyTorch cannot differentiate twice, so it has no Hessian products: "
             f"{text.splitlines()[0]} Use a plain formulation of it: the uncompiled module instead of a "
-            "torch.compile one, torch.backends.cudnn.flags(enabled=False) for recurrent layers; or leave its "
-            "parameters out by params=..."
+            "torch.compile one; or leave its parameters out by params=..."
         ) from error

@@ -38,7 +38,7 @@ def layout_of(model: nn.Module, pattern: str | None = None) -> Layout:
     """The layout of the trainable parameters whose name matches the regular expression `pattern`.
 
     Tied parameters count once, under their first name; frozen ones (requires_grad False) do not count.
-    Raises UserError when no parameter is left.
+    Raises UserError when no parameter is left, or one is complex.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     chosen = {n: p for n, p in trainable.items() if pattern is None or re.search(pattern, n)}
@@ -47,6 +47,11 @@ def layout_of(model: nn.Module, pattern: str | None = None) -> Layout:
         raise UserError(
             f"No parameter to vary: params={pattern!r} matches none of the model's trainable parameters "
             f"({known}). Give a regular expression that matches one, or set requires_grad."
+        )
+    if unreal := [n for n, p in chosen.items() if not p.is_floating_point()]:
+        raise UserError(
+            f"Parameter {unreal[0]} is {chosen[unreal[0]].dtype}, and theta is a vector of real numbers. Store "
+            "its real and imaginary parts (torch.view_as_real), or leave it out by params=..."
         )
     return Layout(tuple(chosen), tuple(p.shape for p in chosen.values()))
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.estimate import with_error
 from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.result import Result, with_error
 
 Kind = Literal["line", "chain", "bezier"]
 Rule = Literal["inner", "published"]
@@ -29,7 +29,7 @@ TIE = 1e-12  # relative: deviations that differ by less are rounding of the same
 
 
 @dataclass(frozen=True)
-class PathValues:
+class PathValues(Result):
     """What was measured along a path; `samples` is empty where the objective has no Criterion."""
 
     ts: Tensor  # (T,) float64, ascending
@@ -39,9 +39,13 @@ class PathValues:
     kind: Kind
     batchnorm: str
 
+    def __repr__(self) -> str:
+        losses = self.values["loss"]
+        return f"PathValues({self.kind}: {len(self.ts)} points, loss {losses.min():.4g} to {losses.max():.4g})"
+
 
 @dataclass(frozen=True)
-class Connectivity:
+class Connectivity(Result):
     """Mode connectivity of one path, in the units of what was given (training error: percent)."""
 
     value: float  # < 0: a barrier; about 0: well connected; > 0: the ends did not reach a minimum
@@ -60,7 +64,7 @@ class Connectivity:
 
 
 @dataclass(frozen=True)
-class PathSummary:
+class PathSummary(Result):
     """One quantity along a path in a few numbers."""
 
     min: float
@@ -70,6 +74,10 @@ class PathSummary:
     integral: float  # weighted by length; NaN for a path of length 0
     barrier: float  # the largest excess over the straight line between the values at the two ends
     length: float  # l2, in parameter space
+
+    def __repr__(self) -> str:
+        span = f"{self.min:.4g} to {self.max:.4g}, mean {self.mean:.4g}"
+        return f"PathSummary(barrier {self.barrier:.4g}; {span}; length {self.length:.4g})"
 
 
 def weights(kind: Kind, t: float, k: int) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lossatlas.landscape import batches as split
-from lossatlas.landscape.objective import Batch, Objective
+from lossatlas.landscape.batches import Batch
+from lossatlas.landscape.objective import Objective
 
 VMAP_NUMBERS = 1 << 22  # of single-sample gradients held at once: measured best on a CPU (16 MB in float32)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.result import Result
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 CurveKind = Literal["v-basin", "v-side", "w-basin", "w-peak", "vvv-basin", "other"]
@@ -42,7 +43,7 @@ class Stationary:
 
 
 @dataclass(frozen=True)
-class CurveShape:
+class CurveShape(Result):
     """The class of a curve and the turning points that decide it."""
 
     kind: CurveKind
@@ -53,6 +54,9 @@ class CurveShape:
     status: Status = "ok"
     reason: str = ""
 
+    def __repr__(self) -> str:
+        return f"CurveShape({self.kind}, {self.reason or f'{self.count} stationary'})"
+
     @property
     def count(self) -> int:
         """The number of turning points."""
@@ -60,7 +64,7 @@ class CurveShape:
 
 
 @dataclass(frozen=True)
-class Monotony:
+class Monotony(Result):
     """Whether a curve goes one way, and by how much."""
 
     holds: bool
@@ -69,6 +73,10 @@ class Monotony:
     tolerance: float
     status: Status = "ok"
     reason: str = ""
+
+    def __repr__(self) -> str:
+        told = self.reason or f"{'holds' if self.holds else 'does not hold'}, margin {self.margin:.4g}"
+        return f"Monotony({told})"
 
 
 def turning_points(positions: Any, values: Any, *, tolerance: float | None = 0.0) -> tuple[Stationary, ...]:

@@ -19,7 +19,9 @@ from lossatlas.errors import UserError
 from lossatlas.landscape.angles import DEPENDENT, angle
 from lossatlas.landscape.directions import Direction, DirectionInfo
 from lossatlas.landscape.first_layer import SplitFirstLayer, split_first_layer
-from lossatlas.landscape.objective import Objective, preserved_rng
+from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.random_state import preserved_rng
+from lossatlas.landscape.result import Result
 
 Method = Literal["direct", "split first layer"]
 Index = tuple[int, int]
@@ -28,7 +30,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Result):
     """The loss and every extra along one or several lines through one point."""
 
     positions: Tensor  # (T,) float64: lambda
@@ -56,7 +58,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class Surface(Result):
     """The loss and every extra on a plane: `values["loss"][i, j]` is at alphas[i], betas[j]."""
 
     alphas: Tensor  # (A,) float64, along directions[0]

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.result import Result, with_error
 from lossatlas.landscape.shapes import Array, Status, not_finite
 
 SurfaceKind = Literal["bowl", "gutter", "saddle", "wine-bottle", "peak", "other"]
 
 
 @dataclass(frozen=True, eq=False)
-class SurfaceShape:
+class SurfaceShape(Result):
     """The class of a surface around one point, from f = c + g'x + x'Hx / 2 fitted to the points near it."""
 
     kind: SurfaceKind
@@ -28,6 +29,10 @@ class SurfaceShape:
     points: int  # m, how many were fitted
     status: Status = "ok"
     reason: str = ""
+
+    def __repr__(self) -> str:
+        curvatures = " and ".join(map(with_error, self.eigenvalues, self.stderr))
+        return f"SurfaceShape({self.kind}, {self.reason or f'curvatures {curvatures}'})"
 
 
 def surface_shape(

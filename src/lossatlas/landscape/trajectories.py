@@ -11,10 +11,11 @@ from torch import Tensor
 from lossatlas.errors import UserError
 from lossatlas.landscape.directions import Direction, given
 from lossatlas.landscape.objective import Objective
+from lossatlas.landscape.result import Result
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Result):
     """Checkpoints projected onto the plane theta + alpha d1 + beta d2."""
 
     coordinates: Tensor  # (T, 2) float64: alpha, beta of the nearest point of the plane
@@ -23,6 +24,10 @@ class Trajectory:
     loss: Tensor  # (T,) float64: of the checkpoint itself
     plane_loss: Tensor  # (T,) float64: at its projection, which is what a surface shows there
     batchnorm: str
+
+    def __repr__(self) -> str:
+        share = f"{100 * self.share:.4g}% of their squared distances in the plane"
+        return f"Trajectory({len(self.loss)} checkpoints, {share})"
 
 
 def principal_components(

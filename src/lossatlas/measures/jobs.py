@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:  # the table of measures is read without loading torch
     from torch import Generator, Tensor, nn
 
-    from lossatlas.landscape.objective import Criterion
+    from lossatlas.landscape.checkpoints import Checkpoints
+    from lossatlas.landscape.criterion import Criterion
 
 Values = dict[str, float | str | list[float]]
 
@@ -55,6 +56,7 @@ class Job:
     classes: int
     initialise: Callable[[int], nn.Module]  # seed -> a freshly initialised model
     progress: Callable[[int, float], None] | None = None
+    checkpoints: Checkpoints | None = None  # for the step in hand, if it takes long
     memory: dict[Any, Any] = field(default_factory=dict)
 
     def samples(self, part: Literal["train", "test"]) -> Samples:

@@ -111,6 +111,8 @@ def fit_curve(
         kind=settings.kind,
         start=torch.stack(bends).to(first.theta) if settings.start == "random" else "midpoint",
         progress=lambda epoch, loss: job.progress and job.progress(epoch + 1, loss),
+        checkpoints=job.checkpoints,
+        generators=[order],
     )
     values: Values = {"curve_train_loss": fitted.losses[-1]}
     return Outcome(values, fitted.status, fitted.reason, {"bends": fitted.points[1:-1].cpu().contiguous()})

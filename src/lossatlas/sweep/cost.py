@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lossatlas import registry
 from lossatlas.measures import settings as s
 from lossatlas.registry import Facts
-from lossatlas.settings import canonical
-from lossatlas.specs import Task
-from lossatlas.sweep.plan import CellPlan, Step
+from lossatlas.settings import Settings
+from lossatlas.specs import Task, Train
+from lossatlas.sweep.plan import Plan, Step
 from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses, models
 
@@ -43,36 +45,64 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of every step, in the order of the plan, and bytes."""
+    """Seconds of the steps of a plan, and bytes."""
 
-    seconds: tuple[float, ...]
+    names: tuple[str, ...]  # the kinds of steps, in the order of a cell's steps
+    seconds: NDArray[np.float64]  # (cells, names): of one step of each kind
     disk: int
-    memory: int
+    memory: int  # of one process
+
+    def of(self, plan: Plan) -> Callable[[Step], float]:
+        """The predicted seconds of a step of `plan`."""
+        row = {cell: i for i, cell in enumerate(plan.cells)}
+        column = {name: i for i, name in enumerate(self.names)}
+        return lambda step: float(self.seconds[row[step.cell], column[step.name]])
+
+    def total(self, plan: Plan) -> float:
+        """The predicted seconds of all steps of `plan`."""
+        counts = plan.counts()
+        return float((self.seconds @ [counts[name] / len(plan) for name in self.names]).sum())
 
 
-def estimate(cells: Sequence[CellPlan], facts: Facts) -> Estimate:
+def estimate(plan: Plan, facts: Facts) -> Estimate:
     """Predict the cost of every step of a plan, by timing a few training steps of each model."""
-    known: dict[str, ModelCost] = {}
-    start = time.monotonic()
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        for cell in sorted(
-            cells, key=lambda c: sum(v for v in c.task.model.options.values() if isinstance(v, int))
-        ):
-            name = canonical(cell.task.model.model_dump(mode="json"))
-            if name in known:
-                continue
-            if time.monotonic() - start < PROBE_SECONDS:
-                known[name] = _probe(cell.task, facts)
-            else:
-                known[name] = _scaled(list(known.values())[-1], _parameters(cell.task, facts))
-    costs = {id(c): known[canonical(c.task.model.model_dump(mode="json"))] for c in cells}
-    seconds = tuple(_seconds(step, cell, costs[id(cell)], facts) for cell in cells for step in cell.steps)
-    trained = [(costs[id(c)], step) for c in cells for step in c.steps if step.name == "train"]
-    disk = sum(3 * 4 * cost.parameters + 20_000 for cost, _ in trained)  # best, early-stopped and final weights
+    costs = _model_costs({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
+    kinds = plan.kinds()
+    known: dict[tuple[int, int], tuple[float, ...]] = {}  # by the task and the training, which cells share
+    rows = []
+    disk = 0
+    for cell in plan.cells:
+        task, train = plan.task(cell), plan.train(cell)
+        cost = costs[_model_key(task)]
+        pair = (id(task), id(train))
+        if pair not in known:
+            known[pair] = tuple(_seconds(name, setting, task, train, cost, facts) for name, setting in kinds)
+        rows.append(known[pair])
+        # Best, early-stopped and final weights.
+        disk += len(plan.spec.seeds) * (3 * 4 * cost.parameters + 20_000)
     largest = max(cost.parameters for cost in costs.values())
     images = (facts.n_train + facts.n_test) * int(torch.Size(facts.input_shape).numel())
     memory = 600_000_000 + images + 4 * largest * (12 + MATVECS)  # torch itself, the images, a Krylov basis
-    return Estimate(seconds, disk, memory)
+    return Estimate(tuple(name for name, _ in kinds), np.array(rows), disk, memory)
+
+
+def _model_key(task: Task) -> str:
+    return task.model.model_dump_json()
+
+
+def _model_costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost]:
+    """The cost of each model: from a probe, the smallest models first, until PROBE_SECONDS are over."""
+    known: dict[str, ModelCost] = {}
+    start = time.monotonic()
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        for key in sorted(
+            tasks, key=lambda k: sum(v for v in tasks[k].model.options.values() if isinstance(v, int))
+        ):
+            if time.monotonic() - start < PROBE_SECONDS:
+                known[key] = _probe(tasks[key], facts)
+            else:
+                known[key] = _scaled(list(known.values())[-1], _parameters(tasks[key], facts))
+    return known
 
 
 def _model(task: Task, facts: Facts) -> torch.nn.Module:
@@ -82,7 +112,8 @@ def _model(task: Task, facts: Facts) -> torch.nn.Module:
 
 
 def _parameters(task: Task, facts: Facts) -> int:
-    return sum(p.numel() for p in _model(task, facts).parameters())
+    with torch.device("meta"):  # shapes without numbers
+        return sum(p.numel() for p in _model(task, facts).parameters())
 
 
 def _scaled(cost: ModelCost, parameters: int) -> ModelCost:
@@ -106,20 +137,21 @@ def _probe(task: Task, facts: Facts) -> ModelCost:
     return ModelCost(max(0.0, seconds[0] - small * slope), slope, sum(p.numel() for p in model.parameters()))
 
 
-def _seconds(step: Step, cell: CellPlan, cost: ModelCost, facts: Facts) -> float:
-    n = cell.task.data.n_train or facts.n_train
+def _seconds(
+    name: str, settings: Settings | None, task: Task, train: Train, cost: ModelCost, facts: Facts
+) -> float:
+    n = task.data.n_train or facts.n_train
     everything = cost.gradients((n + facts.n_test) * FORWARD, 1024)
-    if step.name == "train":
-        return STEP_OVERHEAD + cost.gradients(cell.train.epochs * n, cell.train.batch_size)
-    if step.name == "evaluation":
+    if name == "train":
+        return STEP_OVERHEAD + cost.gradients(train.epochs * n, train.batch_size)
+    if name == "evaluation":
         return STEP_OVERHEAD + everything
-    settings = step.settings
     if isinstance(settings, s.Hessian):
         images = min(settings.images, n)
         units = min(settings.max_matvecs, MATVECS) * MATVEC + facts.classes
         return STEP_OVERHEAD + units * cost.gradients(images, images)
     if isinstance(settings, s.Connectivity):
-        if step.name == "curve":
+        if name == "curve":
             return STEP_OVERHEAD + CURVE_EPOCH * cost.gradients(settings.epochs * n, settings.batch_size)
         return STEP_OVERHEAD + settings.points * (everything + cost.gradients(n * FORWARD, 128))
     return STEP_OVERHEAD

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from lossatlas.measures import STEPS, Measure, section_of
 from lossatlas.results import Cell
-from lossatlas.settings import Settings, content_key
+from lossatlas.settings import Settings, canonical, text_key
 from lossatlas.specs import Spec, Task, Train
+
+T = TypeVar("T")
 
 TRAIN_VERSION = 1  # to be raised by hand whenever training the same spec gives other weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One committed piece of work: train one seed, or one measure of one model, pair or cell."""
 
     name: str
     cell: Cell
     seeds: tuple[int, ...]
-    content: dict[str, Any]
+    key: str  # of the result
+    text: str = field(repr=False)  # what determines the result, as the canonical text that the key is the hash of
     inputs: tuple[str, ...] = ()  # keys of the training steps of `seeds`, in their order
     arrays: tuple[tuple[str, str], ...] = ()  # (step, key) of the steps whose arrays it takes
     measure: Measure | None = None
     settings: Settings | None = None
 
     @property
-    def key(self) -> str:
-        """The key of the result."""
-        return content_key(self.content)
+    def content(self) -> dict[str, Any]:
+        """What determines the result."""
+        content: dict[str, Any] = json.loads(self.text)
+        return content
 
 
 @dataclass(frozen=True)
@@ -43,55 +48,137 @@ class CellPlan:
     steps: tuple[Step, ...] = field(repr=False)
 
 
-def plan(spec: Spec, fingerprint: str) -> list[CellPlan]:
-    """The plan of a spec on the data with this fingerprint."""
-    return [_cell_plan(spec, cell, fingerprint) for cell in spec.cells()]
+class Plan(Sequence[CellPlan]):
+    """The cells of a spec on the data with this fingerprint; the steps of a cell are derived when it is asked for.
 
+    A key costs a few microseconds, because the canonical text of a task or a training is made once for all cells
+    that share it: a grid of 100,000 cells is walked in seconds and never held in memory as a whole.
+    """
 
-def _cell_plan(spec: Spec, cell: Cell, fingerprint: str) -> CellPlan:
-    task, train = spec.at(cell)
-    trained = {seed: _train_step(cell, task, train, fingerprint, seed) for seed in spec.seeds}
-    steps = [*trained.values()]
-    for measure in STEPS:
-        steps += _measure_steps(spec, cell, measure, trained, steps)
-    return CellPlan(cell, task, train, tuple(steps))
+    def __init__(self, spec: Spec, fingerprint: str) -> None:
+        self.spec = spec
+        self.fingerprint = fingerprint
+        self.cells = spec.cells()
+        self._loads = len(spec.load)  # a cell is its values on the load axes, then those on the temperature axes
+        self._tasks: dict[Cell, tuple[Task, str, str]] = {}
+        self._trains: dict[Cell, tuple[Train, str]] = {}
+        self._measures = [
+            (measure, settings, canonical(measure.content(settings)), _groups(measure, settings, spec.seeds))
+            for measure in STEPS
+            if (settings := _settings(spec, measure)) is not None
+        ]
+        self._loss, self._weights = canonical(spec.task.loss), canonical(spec.weights)
 
+    def __len__(self) -> int:
+        return len(self.cells)
 
-def _train_step(cell: Cell, task: Task, train: Train, fingerprint: str, seed: int) -> Step:
-    data = {k: v for k, v in task.data.content().items() if k in ("n_train", "label_noise", "definition")}
-    model = {"name": task.model.name, **task.model.options}
-    content = {
-        "step": "train",
-        "version": TRAIN_VERSION,
-        "data": {"fingerprint": fingerprint, **data},
-        "model": model,
-        "loss": task.loss,
-        "train": train.content(),
-        "seed": seed,
-    }
-    return Step("train", cell, (seed,), content)
+    @overload
+    def __getitem__(self, index: int) -> CellPlan: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[CellPlan]: ...
+    def __getitem__(self, index: int | slice) -> CellPlan | list[CellPlan]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        cell = self.cells[index]
+        return CellPlan(cell, self.task(cell), self.train(cell), self.steps(cell))
 
+    def task(self, cell: Cell) -> Task:
+        """The task of a cell."""
+        return self._task(cell)[0]
 
-def _measure_steps(
-    spec: Spec, cell: Cell, measure: Measure, trained: dict[int, Step], before: Sequence[Step]
-) -> Iterator[Step]:
-    settings = measure.settings() if measure.always else getattr(spec.measures, section_of(measure))
-    if settings is None:
-        return
-    for seeds in _groups(measure, settings, spec.seeds):
-        inputs = tuple(trained[seed].key for seed in seeds)
-        arrays = tuple(
-            (step.name, step.key) for step in before if step.name in measure.after and step.seeds == seeds
+    def train(self, cell: Cell) -> Train:
+        """The training of a cell."""
+        return self._train(cell)[0]
+
+    def steps(self, cell: Cell) -> tuple[Step, ...]:
+        """The steps of a cell, in an order that respects their inputs."""
+        trained = {seed: self._train_step(cell, seed) for seed in self.spec.seeds}
+        steps = [*trained.values()]
+        for measure, settings, text, groups in self._measures:
+            before = [step for step in steps if step.name in measure.after]
+            steps += [
+                self._measure_step(cell, measure, settings, text, [trained[s] for s in group], before)
+                for group in groups
+            ]
+        return tuple(steps)
+
+    def kinds(self) -> list[tuple[str, Settings | None]]:
+        """The name and the settings of every kind of step, in the order of a cell's steps."""
+        return [
+            ("train", None),
+            *((measure.name, settings) for measure, settings, _, groups in self._measures if groups),
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many steps of each kind the whole plan has."""
+        counts = {"train": len(self.spec.seeds)}
+        counts |= {measure.name: len(groups) for measure, _, _, groups in self._measures if groups}
+        return {name: count * len(self) for name, count in counts.items()}
+
+    def _task(self, cell: Cell) -> tuple[Task, str, str]:
+        """The task, and the texts of its data and its model."""
+
+        def made() -> tuple[Task, str, str]:
+            task = self.spec.at(cell)[0]
+            given = {k: v for k, v in task.data.content().items() if k in ("n_train", "label_noise", "definition")}
+            data = canonical({"fingerprint": self.fingerprint, **given})
+            return task, data, canonical({"name": task.model.name, **task.model.options})
+
+        return _kept(self._tasks, cell[: self._loads], made)
+
+    def _train(self, cell: Cell) -> tuple[Train, str]:
+        def made() -> tuple[Train, str]:
+            train = self.spec.at(cell)[1]
+            return train, canonical(train.content())
+
+        return _kept(self._trains, cell[self._loads :], made)
+
+    def _train_step(self, cell: Cell, seed: int) -> Step:
+        _, data, model = self._task(cell)
+        text = _joined(
+            data=data,
+            loss=self._loss,
+            model=model,
+            seed=str(seed),
+            step='"train"',
+            train=self._train(cell)[1],
+            version=str(TRAIN_VERSION),
         )
-        content = {
-            "step": measure.name,
-            "version": measure.version,
-            "settings": measure.content(settings),
-            "weights": spec.weights,
-            "inputs": list(inputs),
-            "arrays": [key for _, key in arrays],
-        }
-        yield Step(measure.name, cell, seeds, content, inputs, arrays, measure, settings)
+        return Step("train", cell, (seed,), text_key(text), text)
+
+    def _measure_step(
+        self,
+        cell: Cell,
+        measure: Measure,
+        settings: Settings,
+        settings_text: str,
+        trained: Sequence[Step],
+        before: Sequence[Step],
+    ) -> Step:
+        seeds = tuple(step.seeds[0] for step in trained)
+        inputs = tuple(step.key for step in trained)
+        arrays = tuple((step.name, step.key) for step in before if step.seeds == seeds)
+        text = _joined(
+            arrays=_listed([key for _, key in arrays]),
+            inputs=_listed(inputs),
+            settings=settings_text,
+            step=f'"{measure.name}"',
+            version=str(measure.version),
+            weights=self._weights,
+        )
+        return Step(measure.name, cell, seeds, text_key(text), text, inputs, arrays, measure, settings)
+
+
+def plan(spec: Spec, fingerprint: str) -> Plan:
+    """The plan of a spec on the data with this fingerprint."""
+    return Plan(spec, fingerprint)
+
+
+def _settings(spec: Spec, measure: Measure) -> Settings | None:
+    if measure.always:
+        return measure.settings()
+    settings: Settings | None = getattr(spec.measures, section_of(measure))
+    return settings
 
 
 def _groups(measure: Measure, settings: Settings, seeds: Sequence[int]) -> list[tuple[int, ...]]:
@@ -100,3 +187,19 @@ def _groups(measure: Measure, settings: Settings, seeds: Sequence[int]) -> list[
     if measure.scope == "pair":
         return list(measure.pairs(settings, seeds))
     return [tuple(sorted(seeds))] if len(seeds) > 1 else []
+
+
+def _kept(known: dict[Cell, T], key: Cell, made: Callable[[], T]) -> T:
+    if key not in known:
+        known[key] = made()
+    return known[key]
+
+
+def _joined(**parts: str) -> str:
+    """The canonical text of a table whose values are canonical texts, named in the order of the alphabet."""
+    return "{" + ",".join(f'"{name}":{text}' for name, text in parts.items()) + "}"
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """The canonical text of a list of keys, which are hexadecimal."""
+    return "[" + ",".join(f'"{key}"' for key in keys) + "]"

@@ -7,13 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lossatlas import files, registry
 from lossatlas.errors import FileError, SpecError
+from lossatlas.settings import content_key
 from lossatlas.specs import Spec, validate
-from lossatlas.sweep.plan import CellPlan
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.store import Store
+
+if TYPE_CHECKING:
+    from lossatlas.sweep.cost import Estimate
 
 FIXED = ("task", "train")  # what a run folder's spec may not change
 
@@ -154,25 +161,28 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]
     return [] if a == b else [(prefix, a, b)]
 
 
-def write_plan(folder: RunFolder, spec: Spec, cells: Sequence[CellPlan], costs: Sequence[float]) -> None:
-    """Keep the spec and the plan: the steps of every cell with their keys and predicted seconds."""
-    steps = iter(costs)
-    plan = {
+def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
+    """Keep the spec, and what its plan hangs on beside it: the data's fingerprint and the predicted seconds."""
+    content = {
         "store": "" if folder.store.root == folder.root / "store" else str(folder.store.root.resolve()),
-        "axes": [axis.name for axis in spec.axes],
-        "cells": [
-            {
-                "cell": list(cell.cell),
-                "steps": [[s.name, list(s.seeds), s.key, round(next(steps), 4)] for s in cell.steps],
-            }
-            for cell in cells
-        ],
+        "spec": content_key(_given(plan.spec)),
+        "fingerprint": plan.fingerprint,
+        "names": list(estimate.names),
+        "seconds": [[round(value, 4) for value in row] for row in estimate.seconds.tolist()],
     }
-    files.write_file(folder.spec_file, _json(spec.model_dump(mode="json", exclude_unset=True)))
-    files.write_file(folder.plan_file, _json(plan))
+    files.write_file(folder.spec_file, _json(_given(plan.spec)))
+    files.write_file(folder.plan_file, (json.dumps(content) + "\n").encode())
 
 
-def saved_plan(root: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SavedPlan:
+    """The plan of a run folder, with the seconds that each kind of step takes in each cell."""
+
+    plan: Plan
+    seconds: NDArray[np.float64]  # (cells, kinds), as in `cost.Estimate`
+
+
+def saved_plan(root: Path) -> SavedPlan:
     """The plan of a run folder; raises FileError when there is none, or it is damaged."""
     path = root / "plan.json"
     if not path.is_file():
@@ -181,14 +191,21 @@ def saved_plan(root: Path) -> dict[str, Any]:
         raise FileError(
             f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made."
         )
+    spec = saved_spec(root)
     try:
-        plan = _read_json(path)
-        for cell in plan["cells"]:
-            for name, seeds, key, seconds in cell["steps"]:
-                _ = (str(name), list(seeds), str(key), float(seconds))
+        content = _read_json(path)
+        plan = Plan(spec, str(content["fingerprint"]))
+        seconds = np.array(content["seconds"], dtype=np.float64)
+        fits = (len(plan), len(plan.kinds())) == seconds.shape and content["spec"] == content_key(_given(spec))
     except (KeyError, TypeError, ValueError, _Damaged) as error:
         raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
-    return plan
+    if not fits:
+        raise FileError(f"{path} belongs to another spec.json. `lossatlas run {root}` writes it again.")
+    return SavedPlan(plan, seconds)
+
+
+def _given(spec: Spec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_unset=True)
 
 
 class _Damaged(Exception):

@@ -1,16 +1,19 @@
 """The content-addressed store: a finished step is a folder that exists, and nothing else is true of it.
 
-    STORE/<step>/<k0k1>/<key>/{spec,meta,result}.json, *.safetensors
+    STORE/<step>/<k0k1>/<key>/{spec,meta,result}.json, *.safetensors, SHA256SUMS
+    STORE/unfinished/<step>-<key>.safetensors    the checkpoint of a long step (unfinished.py)
+    STORE/damaged/                               what was damaged, to be looked at
 
-`spec.json` is what the key was made of, `result.json` the values, the status and the check sums of the arrays,
-`meta.json` how and when it was made (never part of a result).
+`spec.json` is what the key was made of, `result.json` the values and the status, `meta.json` how and when it was
+made (never part of a result), `SHA256SUMS` the check sums of all of these, compared whenever a file is read.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from lossatlas import files
 from lossatlas.errors import FileError
+from lossatlas.files import Damaged
 from lossatlas.settings import content_key
 
 T = TypeVar("T")
@@ -51,55 +55,89 @@ class Store:
         """Whether the step is finished."""
         return self.folder(step, key).is_dir()
 
+    def finished(self, step: str) -> set[str]:
+        """The keys of all finished steps of this name, by listing folders: a few microseconds each."""
+        keys: set[str] = set()
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / step) as groups:
+            for group in groups:
+                keys.update(entry.name for entry in os.scandir(group))
+        return keys
+
     def read(self, step: str, key: str) -> Record | None:
         """The record of a finished step; None if there is none, or if it was damaged (it is then set aside)."""
+        return self._undamaged(step, key, self.look)
 
-        def read() -> Record:
-            result = self._result(step, key)
-            return Record(_decoded(result["values"]), result["status"], result["reason"])
-
-        return self._undamaged(step, key, read)
+    def look(self, step: str, key: str) -> Record | None:
+        """As `read`, but nothing is changed: raises Damaged where the record is."""
+        if not self.has(step, key):
+            return None
+        result = _content(self.folder(step, key), "result.json")
+        return Record(_decoded(result["values"]), result["status"], result["reason"])
 
     def arrays(self, step: str, key: str, name: str) -> dict[str, NDArray[Any]] | None:
         """The arrays of one file of a finished step; None if there are none, or if it was damaged (see `read`)."""
 
-        def read() -> dict[str, NDArray[Any]]:
-            content = (self.folder(step, key) / f"{name}.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() != self._result(step, key)["sha256"][name]:
-                raise ValueError("the check sum differs")
-            return safetensors.numpy.load(content)
+        def load(step: str, key: str) -> dict[str, NDArray[Any]] | None:
+            if not self.has(step, key):
+                return None
+            return safetensors.numpy.load(files.read_checked(self.folder(step, key), f"{name}.safetensors"))
 
-        return self._undamaged(step, key, read)
+        return self._undamaged(step, key, load)
+
+    def verify(self, step: str, key: str) -> list[str]:
+        """What is wrong with a finished step, one sentence a file, after reading all of it; changes nothing."""
+        folder = self.folder(step, key)
+        if not folder.is_dir():
+            return []
+        with _explained(folder):
+            try:
+                sums = files.saved_sums(folder)
+            except Damaged as error:
+                return [str(error)]
+            found = {path.name for path in folder.iterdir()} - {files.SUMS}
+            problems = [f"{folder / name} is not in {files.SUMS}" for name in sorted(found - sums.keys())]
+            for name in sums:
+                try:
+                    files.read_checked(folder, name)
+                except Damaged as error:
+                    problems.append(str(error))
+            if not problems and content_key(_content(folder, "spec.json")) != key:
+                problems.append(f"{folder} is not where its spec.json belongs")
+            return problems
 
     def set_aside(self, step: str, key: str) -> None:
         """Move a damaged step out of the way, to be looked at; it will be made again."""
-        aside = self.root / "damaged" / files.temporary_name(f"{step}-{key}").removeprefix(files.TEMPORARY)
-        files.set_aside(self.folder(step, key), aside)
-        self.damaged.append(aside)
+        self._set_aside(self.folder(step, key), f"{step}-{key}")
 
-    def _undamaged(self, step: str, key: str, read: Callable[[], T]) -> T | None:
-        if not self.has(step, key):
-            return None
-        try:
-            return read()
-        except (
-            FileNotFoundError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # whatever a damaged file gives
-            self.set_aside(step, key)
-            return None
-        except OSError as error:
-            folder = self.folder(step, key)
-            raise FileError(
-                f"{folder} cannot be read: {error.strerror}. Mend that; nothing was changed."
-            ) from error
+    def _set_aside(self, path: Path, name: str) -> None:
+        aside = self.root / "damaged" / files.temporary_name(name).removeprefix(files.TEMPORARY)
+        if files.set_aside(path, aside):
+            self.damaged.append(aside)
 
-    def _result(self, step: str, key: str) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads((self.folder(step, key) / "result.json").read_bytes())
-        return result
+    def _undamaged(self, step: str, key: str, read: Callable[[str, str], T]) -> T | None:
+        with _explained(self.folder(step, key)):
+            try:
+                return read(step, key)
+            except Damaged:
+                self.set_aside(step, key)
+                return None
+
+    def unfinished(self, step: str, key: str) -> Path:
+        """Where the checkpoint of a step that is not finished is, or will be."""
+        return self.root / "unfinished" / f"{step}-{key}.safetensors"
+
+    def set_unfinished_aside(self, step: str, key: str) -> None:
+        """Move a checkpoint that cannot be continued from out of the way; the step will be started anew."""
+        self._set_aside(self.unfinished(step, key), f"unfinished-{step}-{key}")
+
+    def tidy(self) -> None:
+        """Remove what died between a commit and the end of its checkpoint, and temporaries of dead writers."""
+        for folder in (self.root, self.root / "unfinished"):
+            files.remove_dead_temporaries(folder)
+        for path in (self.root / "unfinished").glob("*.safetensors"):
+            step, _, key = path.stem.rpartition("-")
+            if self.has(step, key):
+                files.remove(path)
 
     def commit(
         self,
@@ -110,17 +148,34 @@ class Store:
         meta: Mapping[str, Any],
         arrays: Mapping[str, Arrays] | None = None,
     ) -> None:
-        """Keep a finished step under the key of `content`, all at once; raises FileError if it cannot be."""
+        """Keep a finished step under the key of `content`, all at once, and remove its checkpoint.
+
+        Raises FileError if it cannot be written.
+        """
         key = content_key(content)
         saved = {
             name: safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in named.items()})
             for name, named in (arrays or {}).items()
         }
         result = {"values": _encoded(record.values), "status": record.status, "reason": record.reason}
-        result["sha256"] = {name: hashlib.sha256(part).hexdigest() for name, part in saved.items()}
         parts = {"spec.json": _json(content), "meta.json": _json(meta), "result.json": _json(result)}
         parts |= {f"{name}.safetensors": part for name, part in saved.items()}
+        parts[files.SUMS] = files.check_sums(parts)
         files.commit_folder(self.folder(step, key), parts, scratch=self.root)
+        files.remove(self.unfinished(step, key))
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to read into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{folder} cannot be read: {error.strerror}. Mend that; nothing was changed.") from error
+
+
+def _content(folder: Path, name: str) -> Any:
+    return json.loads(files.read_checked(folder, name))
 
 
 def _json(content: Any) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +15,14 @@ from torch import nn
 
 from lossatlas import files
 from lossatlas.errors import FileError
+from lossatlas.landscape.checkpoints import Checkpoints, DoesNotFit, StopFlag, Stopped
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed
 from lossatlas.settings import canonical
 from lossatlas.specs import Task
 from lossatlas.sweep.plan import CellPlan, Step
 from lossatlas.sweep.store import Record, Store
+from lossatlas.sweep.unfinished import INTERVAL, Unfinished
 from lossatlas.tasks import losses, models
 from lossatlas.tasks.corruption import corrupted
 from lossatlas.tasks.data import RawData
@@ -51,15 +53,19 @@ class Worker:
     failed: Path  # the folder where failures are noted
     listener: Listener
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: StopFlag = field(default_factory=StopFlag)
+    interval: float = INTERVAL  # s between checkpoints of a long step
     _tasks: dict[str, tuple[Samples, Samples]] = field(default_factory=dict)
 
     def run(self, cells: Sequence[CellPlan]) -> dict[str, str]:
         """Do what is missing of the cells, one thread; returns the reasons of the steps that failed by their keys.
 
         A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; only what
-        cannot be written or read (FileError) ends it.
+        cannot be written or read (FileError) ends it. When a stop is asked for, a training (of a model or a curve)
+        leaves a checkpoint, any other step is done to its end, and Stopped is raised.
         """
         failures: dict[str, str] = {}
+        self.store.tidy()
         with one_thread():
             for cell in cells:
                 missing = []
@@ -76,6 +82,8 @@ class Worker:
         failures: dict[str, str] = {}
         bench = _Bench(self, cell)
         for step in missing:
+            if self.stop.asked:
+                raise Stopped
             needed = [key for key in (*step.inputs, *(key for _, key in step.arrays)) if key in failures]
             if needed:
                 failures[step.key] = failures[needed[0]]
@@ -131,16 +139,27 @@ class _Bench:
         )
 
     def do(self, step: Step) -> Record:
-        """Do one step and commit it."""
+        """Do one step, or what is left of it, and commit it."""
+        try:
+            return self._do(step)
+        except DoesNotFit:  # a model of one's own that has changed under its name
+            self._worker.store.set_unfinished_aside(step.name, step.key)
+            return self._do(step)
+
+    def _do(self, step: Step) -> Record:
         self._step = step
-        start = time.monotonic()
+        worker, started = self._worker, time.time()
+        unfinished = Unfinished(
+            worker.store, step.name, step.key, worker.device, stop=worker.stop, interval=worker.interval
+        )
         if step.name == "train":
-            record, arrays = self._train(step)
+            record, arrays = self._train(step, unfinished)
         else:
-            record, arrays = self._measure(step)
+            record, arrays = self._measure(step, unfinished)
         meta: dict[str, Any] = {
-            "seconds": round(time.monotonic() - start, 3),
-            "started": time.time() - time.monotonic() + start,
+            "seconds": round(unfinished.seconds, 3),
+            "started": started,  # after the last stop
+            "stops": unfinished.stops,
         }
         meta |= {
             "torch": str(torch.__version__),
@@ -150,7 +169,7 @@ class _Bench:
         self._worker.store.commit(step.name, step.content, record, meta=meta, arrays=arrays)
         return record
 
-    def _train(self, step: Step) -> tuple[Record, dict[str, dict[str, Any]]]:
+    def _train(self, step: Step, checkpoints: Checkpoints) -> tuple[Record, dict[str, dict[str, Any]]]:
         seed = step.seeds[0]
         trained = train(
             self._fresh(seed),
@@ -159,6 +178,7 @@ class _Bench:
             self._cell.train,
             seed=seed,
             progress=self._progress,
+            checkpoints=checkpoints,
         )
         arrays = {
             name: {key: tensor.cpu().numpy() for key, tensor in weights.items()}
@@ -166,7 +186,7 @@ class _Bench:
         }
         return Record(_training_values(trained), trained.status, trained.reason), arrays
 
-    def _measure(self, step: Step) -> tuple[Record, dict[str, dict[str, Any]]]:
+    def _measure(self, step: Step, checkpoints: Checkpoints) -> tuple[Record, dict[str, dict[str, Any]]]:
         assert step.measure is not None
         models_ = [self._trained(seed) for seed in step.seeds]
         alive = [m for m in models_ if m is not None]
@@ -179,7 +199,9 @@ class _Bench:
             if status != "ok":
                 return Record({}, status, reason), {}
             inputs |= {k: torch.from_numpy(v) for k, v in arrays.items()}
-        outcome: Outcome = step.measure.run(self._job, step.settings, alive, inputs)
+        outcome: Outcome = step.measure.run(
+            replace(self._job, checkpoints=checkpoints), step.settings, alive, inputs
+        )
         arrays = {k: v.cpu().numpy() for k, v in outcome.arrays.items()}
         return Record(outcome.values, outcome.status, outcome.reason), {"arrays": arrays} if arrays else {}
 

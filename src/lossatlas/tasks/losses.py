@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossatlas import registry
 from lossatlas.errors import UserError
-from lossatlas.landscape.objective import Criterion, supervised
+from lossatlas.landscape.criterion import Criterion, supervised
 
 
 def error_percent(outputs: Tensor, batch: Any) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lossatlas import files
 from lossatlas.errors import FileError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which trainers keep the weights in a checkpoint
@@ -103,10 +104,9 @@ def load(model: nn.Module, weights: Weights) -> None:
 
 def _in_step(folder: Path) -> Path:
     """The checkpoint of a training step's folder, its check sum compared."""
-    result = folder / "result.json"
     try:
-        record: Mapping[str, Any] = json.loads(result.read_bytes())
-        sums, status, reason = record["sha256"], record["status"], record["reason"]
+        record: Mapping[str, Any] = json.loads(files.read_checked(folder, "result.json"))
+        status, reason = record["status"], record["reason"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(
             f"The folder {folder} is no training step of a run's store: its result.json cannot be read "
@@ -115,8 +115,10 @@ def _in_step(folder: Path) -> Path:
     path = folder / STEP_CHECKPOINT
     if not path.is_file():
         raise FileError(f"The step {folder} keeps no weights: its status is {status} ({reason or 'no reason'}).")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sums.get(path.stem):
-        raise FileError(f"{path} is damaged: its check sum differs. `lossatlas run` on its folder makes it again.")
+    try:
+        files.read_checked(folder, STEP_CHECKPOINT)
+    except files.Damaged as error:
+        raise FileError(f"{error}. `lossatlas run` on its folder makes it again.") from error
     return path
 
 

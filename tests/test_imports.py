@@ -41,6 +41,7 @@ LAYERS = [
     "phases",
     "figures",
     "cli",
+    "__main__",
 ]
 
 

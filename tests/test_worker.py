@@ -34,14 +34,17 @@ class Heard:
     left: int = 0
     fractions: list[float] = field(default_factory=list)
 
+    def begins(self, step: Step) -> None:
+        pass
+
     def finished(self, step: Step, status: str) -> None:
         self.done.append((step.name, status))
 
     def skipped(self, _step: Step) -> None:
         self.left += 1
 
-    def advanced(self, _step: Step, fraction: float) -> None:
-        self.fractions.append(fraction)
+    def advanced(self, _step: Step, epoch: int, epochs: int, _loss: float) -> None:
+        self.fractions.append(epoch / epochs)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,15 +13,25 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.checkpoints import Stopped
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DONE, SOME_FAILED, USER_MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, SOME_FAILED, USER_MISTAKE, LEFT, INTERRUPTED, TERMINATED = 0, 1, 2, 85, 130, 143
 
 
 class Terminated(BaseException):
     """SIGTERM came."""
+
+
+def catch_termination() -> None:
+    """Let SIGTERM raise Terminated, so that it ends a command as Ctrl-C does."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def say(text: str = "") -> None:
@@ -65,6 +76,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         except Terminated:
             note("Terminated. What was finished is kept.")
             code = TERMINATED
+        except Stopped:
+            note("Left as asked. What was finished is kept, and what was not is continued by the next worker.")
+            code = LEFT
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, as `head`, has left
             code = DONE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +21,7 @@ from rich.progress import (
 from lossatlas.cli.output import duration, note
 
 if TYPE_CHECKING:
+    from lossatlas.results import Cell
     from lossatlas.sweep.plan import Step
     from lossatlas.sweep.remaining import Remaining
 
@@ -72,8 +73,9 @@ class RunProgress:
     this run went so far.
     """
 
-    def __init__(self, predicted: Callable[[Step], float], left: Remaining) -> None:
-        self._predicted = predicted  # seconds of a step
+    def __init__(self, predicted: Callable[[str, Cell], float], left: Remaining) -> None:
+        self._predicted = predicted  # seconds of a step by its name and cell
+        self._parts: dict[int, float] = {}  # predicted seconds of what each worker has done of the step in hand
         self._left = left.seconds
         self._earned = 0.0  # predicted seconds of what was done in this run
         self._steps, self._of = sum(left.done.values()), sum(left.total.values())
@@ -101,23 +103,45 @@ class RunProgress:
         if self._bar:
             self._bar.stop()
 
+    def begins(self, step: Step) -> None:
+        """A step is begun."""
+
     def skipped(self, step: Step) -> None:
         """A step was there already, and is counted."""
 
     def finished(self, step: Step, status: str) -> None:
         """A step was done."""
-        self._earned += self._predicted(step)
-        self._steps = min(self._steps + 1, self._of)  # a damaged step is done twice
-        if status == "diverged" and step.name == "train":
-            note(f"diverged: cell {step.cell}, seed {step.seeds[0]}")
-        self._show(0.0)
+        self._done(0, step.name, step.cell, step.seeds, status)
 
-    def advanced(self, step: Step, fraction: float) -> None:
+    def advanced(self, step: Step, epoch: int, epochs: int, _loss: float) -> None:
         """A part of a step was done."""
-        self._show(fraction * self._predicted(step))
+        self._part(0, step.name, step.cell, epoch / epochs)
 
-    def _show(self, partial: float) -> None:
-        earned = self._earned + partial
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """What a worker process says (see sweep.local)."""
+        worker = event["worker"]
+        if event["event"] == "finished":
+            self._done(worker, event["step"], tuple(event["cell"]), event["seeds"], event["status"])
+        elif event["event"] == "advanced":
+            self._part(worker, event["step"], tuple(event["cell"]), event["fraction"])
+        elif event["event"] == "died":
+            self._parts.pop(worker, None)
+            note(f"Worker {worker} died; its cell is begun again where it was left. {event['reason']}")
+
+    def _done(self, worker: int, name: str, cell: Cell, seeds: Sequence[int], status: str) -> None:
+        self._parts.pop(worker, None)
+        self._earned += self._predicted(name, cell)
+        self._steps = min(self._steps + 1, self._of)  # a damaged step is done twice
+        if status == "diverged" and name == "train":
+            note(f"diverged: cell {cell}, seed {seeds[0]}")
+        self._show()
+
+    def _part(self, worker: int, name: str, cell: Cell, fraction: float) -> None:
+        self._parts[worker] = fraction * self._predicted(name, cell)
+        self._show()
+
+    def _show(self) -> None:
+        earned = self._earned + sum(self._parts.values())
         now = time.monotonic()
         left = max(0.0, self._left - earned) * (now - self._start) / earned if earned > 0 else 0.0
         if self._bar:

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import xarray as xr
 
 from lossatlas import files, registry, results
 from lossatlas.cli.explore import draw, labelled, note_rule
-from lossatlas.cli.output import Terminated, duration, note, say
-from lossatlas.cli.progress import RunProgress
+from lossatlas.cli.output import duration, note, say, size
 from lossatlas.errors import SpecError, UserError
 from lossatlas.specs import Spec
+from lossatlas.sweep import data_cache
 from lossatlas.sweep.collect import collect
-from lossatlas.sweep.cost import estimate
-from lossatlas.sweep.plan import CellPlan, Plan, plan
-from lossatlas.sweep.remaining import remaining
+from lossatlas.sweep.cost import Estimate, estimate
+from lossatlas.sweep.plan import Plan, plan
+from lossatlas.sweep.remaining import Remaining, remaining
 from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
-from lossatlas.sweep.worker import Worker
 from lossatlas.tasks import data
+from lossatlas.tasks.data import RawData
+
+SLOW_DATA = 1.0  # s: what takes longer to load is kept as arrays for the workers
 
 
-def run(spec: Spec, out: Path, store: Path | None, device: str) -> dict[str, str]:
-    """Do a run in this process; returns the reasons of failed steps by their keys."""
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin: what its engine needs to know."""
+
+    opened: RunFolder
+    raw: RawData
+    slow_data: bool
+    plan: Plan
+    predicted: Estimate
+    left: Remaining
+
+    def again(self) -> Prepared:
+        """The same run with what is left of it now."""
+        return replace(self, left=remaining(self.plan, self.opened.store, self.predicted.seconds))
+
+
+def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
+    """Check the folder and the data, and write the plan; raises UserError where something does not fit."""
     opened = open_folder(out, store)
     check_same_experiment(opened, spec)
     if gone := left_out(opened, spec):
@@ -33,35 +54,70 @@ def run(spec: Spec, out: Path, store: Path | None, device: str) -> dict[str, str
             f"This spec leaves out what {out} holds: {'; '.join(gone)}. The store keeps it, the results will not "
             "hold it; `lossatlas run` with the full spec brings it back without doing it again."
         )
-    _prepare(opened)
-    chosen = chosen_device(device)
+    _prepare_folders(opened)
+    began = time.monotonic()
     raw = data.load(spec.task.data.name, spec.task.data.path)
     fingerprint = raw.fingerprint()
-    cells = plan(spec, fingerprint)
-    _check_sizes(cells, raw.facts())
-    predicted = estimate(cells, raw.facts())
-    write_plan(opened, cells, predicted)
-    left = remaining(cells, opened.store, predicted.seconds)
+    slow = time.monotonic() - began > SLOW_DATA
+    planned = plan(spec, fingerprint)
+    _check_sizes(planned, raw.facts())
+    predicted = estimate(planned, raw.facts())
+    write_plan(opened, planned, predicted)
+    left = remaining(planned, opened.store, predicted.seconds)
+    return Prepared(opened, raw, slow, planned, predicted, left)
+
+
+def keep_data(run: Prepared) -> None:
+    """Keep the data as arrays for the workers, if they take long to load."""
+    if run.slow_data:
+        data_cache.keep(run.opened.store.root, run.raw, run.plan.fingerprint)
+
+
+def announce(run: Prepared, where: str, workers: int) -> None:
+    """Say how much there is to do."""
+    spec, left = run.plan.spec, run.left
     note(
-        f"{spec.name}: {len(cells) * len(spec.seeds)} models in {len(cells)} cells, {left.steps} of "
-        f"{sum(left.total.values())} steps to do, about {duration(left.seconds)} on one {chosen.type} process."
+        f"{spec.name}: {len(run.plan) * len(spec.seeds)} models in {len(run.plan)} cells, {left.steps} of "
+        f"{sum(left.total.values())} steps to do, about {duration(left.seconds / workers)} on {where}."
     )
-    with RunProgress(predicted.of(cells), left) as progress:
-        worker = Worker(opened.store, raw, spec.weights, out / "failed", progress, chosen)
-        try:
-            failures = worker.run(cells)
-        except (KeyboardInterrupt, Terminated):
-            note(f"Stopped. `lossatlas run {out}` continues.")
-            raise
-    _finish(spec, cells, opened, fingerprint, failures)
-    return failures
 
 
-def _finish(
-    spec: Spec, cells: Sequence[CellPlan], opened: RunFolder, fingerprint: str, failures: Mapping[str, str]
-) -> None:
+def check_memory(run: Prepared, workers: int) -> None:
+    """Raise UserError, before anything is trained, for processes that cannot fit into this machine's memory."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = workers * run.predicted.memory
+    if need > have:
+        fitting = have // run.predicted.memory
+        way = f"Give --workers {fitting}" if fitting else "Use a larger machine, or smaller models"
+        raise UserError(
+            f"{workers} worker{'s' * (workers > 1)} of this run need about {size(need)} of memory, and this "
+            f"machine has {size(have)}. {way}."
+        )
+
+
+def load_data(planned: Plan, opened: RunFolder) -> RawData:
+    """The data of a plan, decoded before if they were kept; raises UserError if they have changed since."""
+    kept = data_cache.kept(opened.store.root, planned.fingerprint)
+    if kept is not None:
+        return kept
+    task = planned.spec.task.data
+    raw = data.load(task.name, task.path)
+    if raw.fingerprint() != planned.fingerprint:
+        raise UserError(
+            f"The data {task.name!r} are not those that {opened.root} was planned with. Restore them, or run "
+            f"`lossatlas run {opened.root}` to plan it anew."
+        )
+    return raw
+
+
+def collected(run: Prepared, failures: Mapping[str, str]) -> xr.DataTree:
+    """The results of all finished steps; a step that is found damaged is set aside, and missing from then on."""
+    return collect(run.plan.spec, run.plan, run.opened.store, fingerprint=run.plan.fingerprint, failures=failures)
+
+
+def finish(run: Prepared, tree: xr.DataTree) -> None:
     """Write the results with their phases, draw the figures, and say where they are."""
-    tree = collect(spec, cells, opened.store, fingerprint=fingerprint, failures=failures)
+    opened = run.opened
     labels = labelled(tree)
     tree["phases"] = labels
     results.save(tree, opened.results_file)
@@ -84,18 +140,9 @@ def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     entry = registry.DATA.get(spec.task.data.name)
     known = entry.facts if entry else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path).facts()
-    cells = plan(spec, "")
-    _check_sizes(cells, facts)
-    return facts, cells
-
-
-def catch_termination() -> None:
-    """Let SIGTERM raise Terminated, so that it ends a run as Ctrl-C does."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)
+    planned = plan(spec, "")
+    _check_sizes(planned, facts)
+    return facts, planned
 
 
 def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
@@ -116,7 +163,7 @@ def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
         raise SpecError(f"The spec {spec.name!r}", list(problems))
 
 
-def _prepare(opened: RunFolder) -> None:
+def _prepare_folders(opened: RunFolder) -> None:
     """Find out before the work, not after it, whether the folders take files; remove what the dead left there."""
     for folder in (opened.root, opened.store.root):
         probe = folder / files.temporary_name("probe")

@@ -34,6 +34,12 @@ StoreOption = Annotated[
     Path | None,
     typer.Option(help="Keep finished steps here, to share them between runs.", envvar="LOSSATLAS_STORE"),
 ]
+FolderArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="DIR", readable=False)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ENGINES = ("inline", "processes")
+EngineOption = Annotated[
+    str, typer.Option(help="inline: this process does the work; processes: worker processes of this machine.")
+]
 
 MOST_READ = 20_000  # steps whose records `status` opens to count how they ended
 
@@ -69,16 +75,24 @@ def run(
     source: SourceArgument,
     out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/NAME].")] = None,
     store: StoreOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: EngineOption = "inline",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Worker processes [default: one a core, or as many as the GPUs take].", min=1),
+    ] = None,
+    per_gpu: Annotated[int, typer.Option("--per-gpu", help="Worker processes on each GPU.", min=1)] = 1,
+    device: DeviceOption = "auto",
     settings: SetOption = None,
     scale: ScaleOption = None,
 ) -> None:
     """Train and measure what is missing of a grid, label its phases and draw it. Run again, it continues."""
-    from lossatlas.cli import running
+    from lossatlas.cli import engines
 
-    running.catch_termination()
     spec = _spec(source, settings, scale)
-    failures = running.run(spec, _out(source, out, spec), store, device)
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine!r} is unknown. Allowed are {', '.join(ENGINES)}.")
+    chosen = engines.Engine(engine, workers, per_gpu, device)
+    failures = engines.run(spec, _out(source, out, spec), store, chosen)
     if failures:
         note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
         note("`lossatlas run` again tries them again; their traces are in the folder failed/.")
@@ -86,8 +100,30 @@ def run(
 
 
 @guarded
+def worker(
+    folder: FolderArgument,
+    shard: Annotated[int, typer.Option(help="Which shard, from 0 on.", min=0)] = 0,
+    of: Annotated[int, typer.Option(help="Of how many shards; the cells are dealt to them in turn.", min=1)] = 1,
+    pipe: Annotated[bool, typer.Option("--pipe", help="Take cells from standard input.", hidden=True)] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Do the cells of one shard of a planned run: what `lossatlas run` starts, and any other scheduler may."""
+    from lossatlas.cli import working
+
+    if shard >= of:
+        raise UserError(f"--shard {shard} is not one of --of {of} shards. Allowed are 0 to {of - 1}.")
+    if pipe:
+        working.from_pipe(folder, device)
+        return
+    failures = working.of_shard(folder, device, f"shard {shard} of {of}", working.shard(folder, shard, of))
+    if failures:
+        note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
+        raise typer.Exit(SOME_FAILED)
+
+
+@guarded
 def status(
-    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="DIR", readable=False)],
+    folder: FolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """How far a run is: steps done, models diverged, steps failed."""

@@ -59,7 +59,7 @@ def targeted(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(**given: Any) -> None:
-        from lossatlas.cli.running import catch_termination
+        from lossatlas.cli.output import catch_termination
 
         catch_termination()
         target = Target(**{field.name: given.pop(field.name) for field in fields(Target)})

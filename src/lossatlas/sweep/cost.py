@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from lossatlas import registry
 from lossatlas.measures import settings as s
 from lossatlas.registry import Facts
+from lossatlas.results import Cell
 from lossatlas.settings import Settings
 from lossatlas.specs import Task, Train
-from lossatlas.sweep.plan import Plan, Step
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses, models
 
@@ -52,11 +53,11 @@ class Estimate:
     disk: int
     memory: int  # of one process
 
-    def of(self, plan: Plan) -> Callable[[Step], float]:
-        """The predicted seconds of a step of `plan`."""
+    def of(self, plan: Plan) -> Callable[[str, Cell], float]:
+        """The predicted seconds of a step of `plan`, by its name and cell."""
         row = {cell: i for i, cell in enumerate(plan.cells)}
         column = {name: i for i, name in enumerate(self.names)}
-        return lambda step: float(self.seconds[row[step.cell], column[step.name]])
+        return lambda name, cell: float(self.seconds[row[cell], column[name]])
 
     def total(self, plan: Plan) -> float:
         """The predicted seconds of all steps of `plan`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,3 +55,11 @@ def remaining(plan: Plan, store: Store, seconds: NDArray[np.float64]) -> Remaini
         if missing:
             cells.append(index)
     return Remaining(total, done, tuple(cells), left)
+
+
+def longest_first(cells: Sequence[int], plan: Plan, seconds: NDArray[np.float64]) -> list[int]:
+    """Cells by what a whole cell is predicted to take, so that no long one is left for the end."""
+    counts = plan.counts()
+    per_cell = np.array([count // max(1, len(plan)) for count in counts.values()])
+    took = seconds @ per_cell
+    return sorted(cells, key=lambda index: -took[index])

@@ -47,6 +47,11 @@ class RunFolder:
         """The results of all finished steps."""
         return self.root / "results.nc"
 
+    @property
+    def failed(self) -> Path:
+        """Notes of steps that raised, and of cells that were given up."""
+        return self.root / "failed"
+
 
 def default_folder(name: str) -> Path:
     """`runs/<name>`, with everything but letters, digits, dots and dashes as a dash."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,14 +33,17 @@ from lossatlas.training import TrainedModel, train
 class Listener(Protocol):
     """Hears of the work; for progress bars and logs."""
 
+    def begins(self, step: Step) -> None:
+        """A step is begun."""
+
     def finished(self, step: Step, status: str) -> None:
         """A step was done and committed."""
 
     def skipped(self, step: Step) -> None:
         """A step was already in the store."""
 
-    def advanced(self, step: Step, fraction: float) -> None:
-        """Of a long step this fraction is done."""
+    def advanced(self, step: Step, epoch: int, epochs: int, loss: float) -> None:
+        """Of a long step so many epochs are done, with this training loss in the last one."""
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Worker:
     interval: float = INTERVAL  # s between checkpoints of a long step
     _tasks: dict[str, tuple[Samples, Samples]] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[CellPlan]) -> dict[str, str]:
+    def run(self, cells: Iterable[CellPlan]) -> dict[str, str]:
         """Do what is missing of the cells, one thread; returns the reasons of the steps that failed by their keys.
 
         A step that raises is noted under `failed/`, its dependants are left out, and the work goes on; only what
@@ -93,17 +96,11 @@ class Worker:
             except FileError:
                 raise
             except Exception as error:  # whatever a user's model raises is data of the sweep
-                failures[step.key] = self._note_failure(step, error)
+                reason = f"{type(error).__name__}: {error}"
+                failures[step.key] = note_failure(self.failed, step, reason, traceback.format_exc())
             else:
                 self.listener.finished(step, record.status)
         return failures
-
-    def _note_failure(self, step: Step, error: Exception) -> str:
-        reason = f"{step.name} of cell {step.cell}, seeds {list(step.seeds)}: {type(error).__name__}: {error}"
-        note = {"step": step.name, "content": step.content, "reason": reason, "trace": traceback.format_exc()}
-        attempt = len(list(self.failed.glob(f"{step.key}-*.json"))) + 1
-        files.write_file(self.failed / f"{step.key}-{attempt}.json", canonical(note).encode())
-        return reason
 
     def samples(self, task: Task) -> tuple[Samples, Samples]:
         """Training and test samples of a task, kept while the worker lives."""
@@ -117,6 +114,15 @@ class Worker:
                 )
             }
         return self._tasks[key]
+
+
+def note_failure(failed: Path, step: Step, reason: str, trace: str = "") -> str:
+    """Note under `failed` why a step failed; returns the reason with the name of the step."""
+    named = f"{step.name} of cell {step.cell}, seeds {list(step.seeds)}: {reason}"
+    note = {"step": step.name, "content": step.content, "reason": named, "trace": trace}
+    attempt = len(list(failed.glob(f"{step.key}-*.json"))) + 1
+    files.write_file(failed / f"{step.key}-{attempt}.json", canonical(note).encode())
+    return named
 
 
 class _Bench:
@@ -148,6 +154,7 @@ class _Bench:
 
     def _do(self, step: Step) -> Record:
         self._step = step
+        self._worker.listener.begins(step)
         worker, started = self._worker, time.time()
         unfinished = Unfinished(
             worker.store, step.name, step.key, worker.device, stop=worker.stop, interval=worker.interval
@@ -245,12 +252,12 @@ class _Bench:
         )
         return model.to(self._worker.device)
 
-    def _progress(self, epoch: int, _loss: float) -> None:
+    def _progress(self, epoch: int, loss: float) -> None:
         step = self._step
         if step is None:
             return
         epochs = self._cell.train.epochs if step.name == "train" else getattr(step.settings, "epochs", 1)
-        self._worker.listener.advanced(step, epoch / epochs)
+        self._worker.listener.advanced(step, epoch, epochs, loss)
 
 
 def _training_values(trained: TrainedModel) -> dict[str, Any]:

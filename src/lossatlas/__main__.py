@@ -1,0 +1,5 @@
+"""`python -m lossatlas` is the command `lossatlas`."""
+
+from lossatlas.cli import main
+
+main()

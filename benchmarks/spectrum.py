@@ -180,8 +180,8 @@ def ours(problem: Problem) -> Ladders:
         return torch.tensor([found.trace.value]), METER.products
 
     return {
-        "largest": [(f"tol={tol:g}", ends("largest", tol)) for tol in (1e-2, 3e-3, 1e-3, 1e-4)],
-        "smallest": [(f"tol={tol:g}", ends("smallest", tol)) for tol in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)],
+        "largest": [(f"tol={tol:g}", ends("largest", tol)) for tol in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)],
+        "smallest": [(f"tol={tol:g}", ends("smallest", tol)) for tol in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)],
         "trace 5%": [("trace()", traced)],
         "trace 1%": [("trace()", traced)],
         "trace exact": [("trace()", traced)],

@@ -18,6 +18,7 @@ from lossatlas.landscape.directions import Direction
 from lossatlas.landscape.lanczos import Eigenpairs
 from lossatlas.landscape.objective import BatchNormPolicy, Objective
 from lossatlas.landscape.operators import hessian
+from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses, models
 from lossatlas.tasks.data import RawData
 from lossatlas.tasks.samples import Samples
@@ -161,10 +162,11 @@ class Study:
                 yield epoch, {name: t.detach().clone() for name, t in model.state_dict().items()}
             if epoch == self.late:
                 return
-            for inputs, targets in self.samples.shuffled(BATCH, generator, drop_last=True):
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs), targets).backward()
-                optimizer.step()
+            with one_thread():  # batches this small gain nothing from a second one
+                for inputs, targets in self.samples.shuffled(BATCH, generator, drop_last=True):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(inputs), targets).backward()
+                    optimizer.step()
 
     # ---- directions
 

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,6 +39,10 @@ class Running:
         self.process.start()
 
     @property
+    def out(self) -> str:
+        return self._streams[0].read_text() if self._streams[0].exists() else ""
+
+    @property
     def err(self) -> str:
         return self._streams[1].read_text() if self._streams[1].exists() else ""
 
@@ -62,7 +66,7 @@ def run(folder: Path, *arguments: object, **options: Any) -> Finished:
 
 def steps_done(store: Path) -> dict[str, int]:
     """Every finished step of a store, with the time of its folder: a step that is done again changes it."""
-    found = store.glob("*/??/*/result.json")
+    found = store.glob("[!.]*/??/*/result.json")  # not what is being written
     return {f"{file.parent.parent.parent.name}/{file.parent.name}": file.stat().st_mtime_ns for file in found}
 
 
@@ -91,12 +95,23 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _main(argv: list[str], out: Path, err: Path, *, cwd: Path | None = None, obeys: bool = False) -> None:
+def _main(
+    argv: list[str],
+    out: Path,
+    err: Path,
+    *,
+    cwd: Path | None = None,
+    obeys: bool = False,
+    group: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    if group:  # one of its own, as a shell gives to a command
+        os.setpgid(0, 0)
     for number, path in ((1, out), (2, err)):
         handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)
     os.environ.pop("LOSSATLAS_STORE", None)
-    os.environ["MPLBACKEND"] = "agg"
+    os.environ.update({"MPLBACKEND": "agg", **(env or {})})
     if cwd:
         os.chdir(cwd)
     if obeys and os.geteuid() == 0:

@@ -132,7 +132,9 @@ def test_one_eigenvalue(matrix: Tensor) -> None:
     found = density(from_matrix(matrix), probes=3, seed=0)
     assert (found.matvecs, found.trace.value) == (3, matrix.trace().item())
     assert found.trace.stderr == 0
-    assert found.negative.value == float(matrix[0, 0] < 0)
+    shares = [share.value for share in (found.signs().negative, found.signs().undecided, found.signs().positive)]
+    sign = int(matrix[0, 0].sign().item())
+    assert shares == pytest.approx([float(sign == s) for s in (-1, 0, 1)], abs=1e-12)  # one step is exact here
     counted = found.histogram(5)
     assert counted.share.sum() == 1
     curve = found.smoothed()
@@ -182,7 +184,7 @@ def test_the_semicircle_law() -> None:
 
 def test_the_share_of_negatives() -> None:
     values = torch.cat([-torch.linspace(0.5, 1, 90), torch.linspace(0.5, 20, 210)])  # 30%, with a gap at 0
-    found = density(with_spectrum(values), probes=30, steps=40, seed=0).negative
+    found = density(with_spectrum(values), probes=30, steps=40, seed=0).mass_below(0)
     assert found.stderr < 0.02
     assert abs(found.value - 0.3) < 4 * found.stderr
     assert found.lower.value <= found.value <= found.upper.value
@@ -202,6 +204,43 @@ def test_the_bracket_of_a_share_holds_for_every_probe() -> None:
             assert mass.lower.value - 1e-12 <= exact <= mass.upper.value + 1e-12
 
 
+def test_the_bracket_closes_where_the_quadrature_is_exact() -> None:
+    values = torch.cat([torch.full((30,), -1.0), torch.full((10,), 3.0)])
+    found = density(with_spectrum(values), probes=40, steps=20, seed=0)
+    mass = found.mass_below(0)
+    assert mass.lower.value == pytest.approx(mass.value, abs=1e-12)
+    assert mass.upper.value == pytest.approx(mass.value, abs=1e-12)
+    assert found.signs().undecided.value == pytest.approx(0, abs=1e-12)
+    assert abs(found.signs().negative.value - 0.75) < 4 * found.signs().negative.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_eigenvalues_at_zero_are_undecided_and_not_negative(dtype: torch.dtype) -> None:
+    """70% of the spectrum is 0, where rounding draws the signs of Ritz values; 6% is negative."""
+    values = torch.cat([-torch.logspace(-3, 0, 12), torch.zeros(140), torch.logspace(-3, 1, 48)])
+    op = from_matrix(with_spectrum(values).matrix.to(dtype))
+    for seed in range(5):
+        signs = density(op, probes=20, steps=30, seed=seed).signs()
+        assert signs.threshold == pytest.approx(100 * torch.finfo(dtype).eps * 10, rel=1e-3)
+        assert signs.negative.value + signs.undecided.value + signs.positive.value == pytest.approx(1, abs=1e-12)
+        # seeded; Student t with 19 degrees of freedom stays within 4 with probability 0.999
+        assert signs.negative.value <= 0.06 + 4 * signs.negative.stderr
+        assert signs.positive.value <= 0.24 + 4 * signs.positive.stderr
+        assert signs.undecided.value >= 0.7 - 4 * signs.undecided.stderr
+        assert signs.negative.value > 0.02  # and the bounds say something
+        assert signs.positive.value > 0.1
+
+
+def test_a_threshold_moves_shares_to_the_undecided() -> None:
+    found = density(with_spectrum(torch.linspace(-1, 2, 80)), probes=4, steps=20, seed=0)
+    fine, coarse = found.signs(), found.signs(0.5)
+    assert coarse.threshold == 0.5
+    assert coarse.negative.value < fine.negative.value
+    assert coarse.undecided.value > fine.undecided.value
+    with pytest.raises(UserError, match="threshold=-1"):
+        found.signs(-1)
+
+
 def test_standard_errors_are_calibrated() -> None:
     """Over 150 seeds, (estimate - truth) / stderr follows Student's t with 9 degrees of freedom: std 1.13.
 
@@ -212,7 +251,7 @@ def test_standard_errors_are_calibrated() -> None:
     z = []
     for seed in range(150):
         found = density(op, probes=10, steps=12, probe="gaussian", seed=seed)
-        square, mass = found.trace_of_square, found.negative
+        square, mass = found.trace_of_square, found.mass_below(0)
         z.append(
             [
                 (found.trace.value - exact.sum().item()) / found.trace.stderr,
@@ -291,7 +330,8 @@ def test_a_product_that_is_not_finite_is_a_result() -> None:
     assert (found.status, found.reason, found.matvecs) == ("non-finite", "product 4 is not finite", 4)
     assert found.ritz == found.weights == ()
     assert found.trace.status == "non-finite"
-    for number in (found.trace.value, found.negative.value, found.largest.value, found.negative.lower.value):
+    mass, signs = found.mass_below(0), found.signs()
+    for number in (found.trace.value, mass.value, found.largest.value, mass.lower.value, signs.undecided.value):
         assert math.isnan(number)
     assert found.histogram(4).share.isnan().all()
     assert found.smoothed().density.isnan().all()

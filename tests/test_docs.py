@@ -16,7 +16,7 @@ import command
 from command import TINY
 from lossatlas import measures, registry, specs
 from lossatlas.cli.app import app
-from lossatlas.specs import Data, EarlyStop, Optimizer, Schedule, Spec, Train
+from lossatlas.specs import Data, EarlyStop, Optimizer, Schedule, Slurm, Spec, Train
 from lossatlas.sweep.collect import HISTORY_QUANTITIES, TRAINING_QUANTITIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +93,8 @@ def test_make_targets_exist(line: str) -> None:
 def test_every_setting_of_a_spec_is_described() -> None:
     text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     described = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", text))))
-    sections = [Spec, Data, Train, Optimizer, Schedule, EarlyStop, *(row.settings for row in measures.TABLE)]
+    sections = [Spec, Data, Train, Optimizer, Schedule, EarlyStop, Slurm]
+    sections += [row.settings for row in measures.TABLE]
     fields = {name for section in sections for name in section.model_fields} - {"optimizer"}
     names = {*registry.DATA, *registry.MODELS, *registry.LOSSES}
     assert fields | names <= described

@@ -371,10 +371,10 @@ def make_density():
         {
             "density": ("bin", [0.1, 0.4, 0.0, 0.5]),
             "density_se": ("bin", [0.05, 0.5, 0.0, 0.1]),
-            "negative_mass": 0.5,
-            "negative_mass_se": 0.02,
-            "negative_mass_lower": 0.25,
-            "negative_mass_upper": 0.75,
+            "negative_share": 0.25,
+            "negative_share_se": 0.02,
+            "undecided_share": 0.5,
+            "undecided_share_se": 0.04,
         },
         coords={"bin_left": ("bin", edges[:-1]), "bin_right": ("bin", edges[1:])},
         attrs={"linear_threshold": 0.1},
@@ -419,7 +419,7 @@ def test_density_draws_bins_with_mass_and_their_bands():
     spans = [band.get_paths()[0].vertices[:, 1] for band in by_gid(figure, "band")]
     bottom = 0.1 / 3  # of the axes: an error as large as its value has no logarithm
     np.testing.assert_allclose([(s.min(), s.max()) for s in spans], [(0.05, 0.15), (bottom, 0.9), (0.4, 0.6)])
-    assert title(figure) == "share of negative eigenvalues: 0.5 ± 0.02\nquadrature bounds 0.25 to 0.75"
+    assert title(figure) == "share of eigenvalues below 0: 0.25 ± 0.02\nundecided near 0: 0.5 ± 0.04"
 
 
 def test_density_marks_the_extreme_eigenvalues():

@@ -117,6 +117,7 @@ PAIRED = {"curve", "connectivity", "cka", "distance", "disagreement", "ensemble"
         ({"train__schedule__name": "constant"}, EVERYTHING),
         ({"train__schedule__factor": 0.2}, EVERYTHING),
         ({"train__early_stop": {"start": 2}}, EVERYTHING),
+        ({"train__keep": [0, 1]}, EVERYTHING),
         # The budget of a measure changes that measure only
         ({"weights": "final"}, EVERYTHING - {"train"}),
         ({"measures__hessian__images": 60}, {"hessian"}),

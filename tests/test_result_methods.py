@@ -199,7 +199,7 @@ HEADLINES: dict[str, Callable[[Any], str]] = {
     "angles.Angle": lambda r: f"{r.degrees:.4g} degrees",
     "angles.Comparison": lambda r: f"loss {r.value:.4g}",
     "curve_fitting.CurveFit": lambda r: f"{r.losses[-1]:.4g}",
-    "density.Density": lambda r: with_error(r.negative.value, r.negative.stderr),
+    "density.Density": lambda r: with_error(r.signs().negative.value, r.signs().negative.stderr) + " below 0",
     "density.Histogram": lambda r: with_error(r.share.max().item(), r.stderr[r.share.argmax()].item()),
     "density.SmoothDensity": lambda r: with_error(r.density.max().item(), r.stderr[r.density.argmax()].item()),
     "estimate.Estimate": lambda r: with_error(r.value, r.stderr),
@@ -369,4 +369,5 @@ def test_saving_says_what_is_wrong(results: dict[str, Result], tmp_path: Path) -
 def test_parts_of_results_are_told_in_a_line_as_well(objective: la.Objective) -> None:
     along = la.gaussian(objective, seed=0)
     assert repr(along) == f"Direction(gaussian 0: length {along.norm:.4g}, {along.relative:.4g} ||theta||)"
-    assert isinstance(la.density(la.from_matrix(torch.eye(2)), probes=1, steps=1, seed=0).negative, density.Mass)
+    found = la.density(la.from_matrix(torch.eye(2)), probes=1, steps=1, seed=0)
+    assert isinstance(found.mass_below(0), density.Mass)

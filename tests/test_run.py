@@ -358,7 +358,7 @@ def test_damaged_steps_are_set_aside_and_made_again(
         content[-1] ^= 1  # a single bit; the file's form stays right
     damaged.write_bytes(content)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    told = command.status(tmp_path, copy)["damaged"]
+    told = [one["key"] for one in command.status(tmp_path, copy)["damaged"]]
     assert told == ([damaged.parent.name] if name == "result.json" else [])  # the only file that status reads
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before  # it only looks
     (copy / "results.nc").unlink()

@@ -279,6 +279,7 @@ def test_defaults_are_what_they_were() -> None:
         "batch_size": 128,
         "epochs": 1,
         "early_stop": {"tolerance": 1e-4, "patience": 5, "start": 30},
+        "keep": (),
     }
     assert Hessian().model_dump() == {
         "protocol": "lossatlas",

@@ -90,6 +90,10 @@ def three(): return X, Y, X
 def ragged(): return X, Y[:5], X, Y
 def empty(): return X[:0], Y[:0], X, Y
 def fractions(): return X, Y / 3, X, Y
+def cubes(): return X, np.zeros((6, 2, 2)), X, np.zeros((6, 2, 2))
+def unknown(): return X, Y * np.nan, X, Y / 3.0
+def waves(): return X, np.stack([Y, Y], 1) / 3.0, X, np.stack([Y, Y], 1) / 3.0
+def forgotten(): return RawData(X, Y, X, Y, 0)
 def negative(): return X, Y.astype(int) - 1, X, Y
 def too_many(): return RawData(X, Y, X, Y, 2)
 def one_class(): return X, Y * 0, X, Y * 0
@@ -103,6 +107,8 @@ def no_net(): return 3
 def loss(): return supervised(torch.nn.functional.mse_loss, {"error": lambda o, b: o[:, 0]})
 def errorless(): return supervised(torch.nn.functional.mse_loss)
 def no_loss(): return torch.nn.functional.mse_loss
+def bare(model, batch, scale=1.0): return scale * model(batch[0]).square().mean()
+def lonely(model): return model
 value = 3
 """
 
@@ -165,6 +171,34 @@ def test_models_and_losses_of_ones_own() -> None:
         losses.build("own_tasks:errorless")
     with pytest.raises(UserError, match="returned a function; it must return a lossatlas Criterion"):
         losses.build("own_tasks:no_loss")
+    assert losses.load("own_tasks:errorless").extras == {}  # type: ignore[union-attr]
+    batch = (torch.ones(3, 5),)
+    assert losses.load("own_tasks:bare")(torch.nn.Identity(), batch).item() == 1  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"bare function of .model, batch.*sweeps, connect and compare need"):
+        losses.build("own_tasks:bare")
+    with pytest.raises(UserError, match="takes 1 arguments"):
+        losses.load("own_tasks:lonely")
+
+
+@pytest.mark.usefixtures("own")
+def test_regression_is_taken_where_it_is_allowed() -> None:
+    raw = data.load("own_tasks:waves", None, regression=True)
+    assert raw.classes == 0
+    targets = Samples(raw.train_inputs, raw.train_targets, raw).targets
+    assert torch.equal(targets, torch.from_numpy(raw.train_targets))
+    assert models.build("own_tasks:plain", {"width": 4}, input_shape=(5,), classes=None, seed=0) is not None
+    with pytest.raises(UserError, match="model 'mlp' is a classifier"):
+        models.build("mlp", {"width": 4}, input_shape=(5,), classes=None, seed=0)
+    with pytest.raises(UserError, match=r"they must be integers.*spectrum, line, surface, mine and plane"):
+        data.load("own_tasks:waves", None)
+    for name, problem in (
+        ("fractions", "the training targets are float64"),
+        ("cubes", r"of shape \(6, 2, 2\); they must be finite numbers of shape \(N,\) or \(N, d\)"),
+        ("unknown", "must be finite"),
+        ("forgotten", "classes=0 tells of floating-point ones"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            data.load(f"own_tasks:{name}", None, regression=True)
 
 
 @pytest.mark.usefixtures("own")

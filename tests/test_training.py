@@ -188,6 +188,16 @@ def test_the_early_stopped_weights_are_those_of_their_epoch() -> None:
     assert "early-stopped" not in trained(epochs=4)[0].weights
 
 
+def test_weights_of_chosen_epochs_are_kept() -> None:
+    result, _ = trained(keep=(0, 2, 4), epochs=4)
+    assert set(result.weights) == {"best", "final", "epoch-0", "epoch-2", "epoch-4"}
+    for epoch in (2, 4):
+        for name, tensor in trained(epochs=epoch)[0].weights["final"].items():
+            assert torch.equal(result.weights[f"epoch-{epoch}"][name], tensor)
+    for name, tensor in network(0).state_dict().items():
+        assert torch.equal(result.weights["epoch-0"][name], tensor)
+
+
 def test_the_best_weights_are_those_of_the_lowest_running_loss() -> None:
     # A rate so large that the loss goes up and down.
     result, _ = trained(optimizer=Optimizer(lr=1.5, weight_decay=0.0), epochs=12)
@@ -295,6 +305,7 @@ STORY = {  # the rate drops in epoch 3, the early stop comes in epoch 3
     "epochs": EPOCHS,
     "schedule": Schedule(name="step", factor=0.1, at=0.5),
     "early_stop": EarlyStop(tolerance=10.0, patience=1, start=3),
+    "keep": (0, 1, 3),
 }
 
 
@@ -337,7 +348,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(name: str, batches:
     assert torch.equal(torch.get_rng_state(), before)  # also on this way out
     torch.manual_seed(batches)  # another process has another global state
     found = story(name, Memory(saved=memory.saved))
-    assert set(found.weights) == {"best", "early-stopped", "final"}
+    assert set(found.weights) == {"best", "early-stopped", "final", "epoch-0", "epoch-1", "epoch-3"}
     assert found.early_stopped_epoch == 3
     assert_same_bits(found, undisturbed(name))
 

@@ -152,18 +152,18 @@ def monotony(found: Monotony) -> xr.Dataset:
 
 
 def surface_shape(found: SurfaceShape) -> xr.Dataset:
-    """The class of a surface in the attribute `shape`, and the quadratic that decides it."""
+    """The class of a surface in the attribute `shape`, and the derivatives that decide it, per unit of length."""
     dataset = xr.Dataset(coords={"axis": ["alpha", "beta"]})
     fit = "least squares"
-    curvature = Quantity("curvature", "nat", "principal curvatures per squared unit of length", fit)
-    put_with_error(dataset, curvature, found.eigenvalues, found.stderr, "principal", how="scatter about the fit")
+    curvature = Quantity("curvature", "nat / length^2", "principal curvatures", fit)
+    put_with_error(dataset, curvature, found.eigenvalues, found.stderr, "principal", how="scatter and truncation")
     directions = Quantity("principal_direction", "1", "unit direction of the curvature", fit)
     put(dataset, directions, found.eigenvectors, "axis", "principal")
-    put(dataset, Quantity("gradient", "nat", "gradient per unit of length", fit), found.gradient, "axis")
+    put(dataset, Quantity("gradient", "nat / length", "gradient", fit), found.gradient, "axis")
     ratio = Quantity("anisotropy", "1", "smallest over largest magnitude of the curvatures", fit)
     put(dataset, ratio, found.anisotropy)
     put(dataset, Quantity("residual", "nat", "root mean square about the fit", fit), found.residual)
-    attrs = {"shape": found.kind, "points": found.points}
+    attrs = {"shape": found.kind, "points": found.points, "degree": found.degree}
     return dataset.assign_attrs(attrs, status=found.status, reason=found.reason)
 
 

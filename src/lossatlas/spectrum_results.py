@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from lossatlas.results import Quantity, put
+from lossatlas.results import Quantity, put, put_with_error
 
 if TYPE_CHECKING:
     from lossatlas.landscape.density import Density, Histogram, SmoothDensity
@@ -72,13 +72,17 @@ def _trace(found: TraceEstimate, name: str, units: str, people: str) -> xr.Datas
 
 
 def density(found: Density) -> xr.Dataset:
-    """The histogram over `bin`, the share below 0, both ends, and the quadrature over `probe` and `node`."""
+    """The histogram over `bin`, the shares by sign, both ends, and the quadrature over `probe` and `node`."""
     dataset = histogram(found.histogram(BINS))
-    negative, share = found.negative, "share of the eigenvalues"
-    masses = (("", negative.value), ("_se", negative.stderr))
-    bounds = (("_lower", negative.lower.value), ("_upper", negative.upper.value))
-    for ending, value in (*masses, *bounds):
-        put(dataset, Quantity(f"negative_mass{ending}", "1", f"{share} below 0{ending}", _SLQ), value)
+    signs, bounds = found.signs(), "bounds on stochastic Lanczos quadrature"
+    for name, people, share in (
+        ("negative_share", "share of the eigenvalues surely below -threshold", signs.negative),
+        ("undecided_share", "share of the eigenvalues whose sign is not decided", signs.undecided),
+        ("positive_share", "share of the eigenvalues surely above the threshold", signs.positive),
+    ):
+        quantity = Quantity(name, "1", people, bounds)
+        put_with_error(dataset, quantity, share.value, share.stderr, how="s / sqrt(probes)")
+    put(dataset, Quantity("sign_threshold", "nat", "what rounding may make of 0", "100 eps"), signs.threshold)
     for end, extreme in (("smallest", found.smallest), ("largest", found.largest)):
         put(dataset, Quantity(f"ritz_{end}", "nat", f"{end} Ritz value over all probes", _SLQ), extreme.value)
         bound = Quantity(f"ritz_{end}_residual", "nat", "an eigenvalue lies within it", _SLQ)

@@ -29,7 +29,8 @@ Progress = Callable[[int, float], None]  # (epochs done, running training loss)
 class TrainedModel:
     """What training one model gave.
 
-    `weights` holds `best` (lowest running training loss), `final`, and `early-stopped` where the stop rule of
+    `weights` holds `best` (lowest running training loss), `final`, `epoch-N` for each N of the recipe's `keep`
+    (`epoch-0`: the initialisation), and `early-stopped` where the stop rule of
     [Yang2021] came true; it is empty when the model diverged. `history` holds one number an epoch: the running
     means of loss and error over the epoch in train mode ([Yang2021]'s "training loss"; not the loss of any saved
     weights), and the learning rate.
@@ -74,6 +75,8 @@ def train(
         walk = Walk(checkpoints, descent.state, sums=2, generators=[order], device=device)
         if walk.resumed:
             descent.restore(walk.resumed)
+        elif 0 in recipe.keep:
+            descent.trained.weights["epoch-0"] = _copy(model)
         trained = descent.trained
         for epoch in walk.remaining(range(1, recipe.epochs + 1)):
             descent.epoch(walk, epoch, order)
@@ -163,7 +166,7 @@ class _Descent:
         loss_mean, error_mean = (running.sums / running.count).tolist()
         for name, value in (("loss", loss_mean), ("error", error_mean), ("lr", optimizer.lr)):
             self.trained.history[name].append(value)
-        _record(self.trained, model, recipe.early_stop, finite=optimizer.is_finite())
+        _record(self.trained, model, recipe, finite=optimizer.is_finite())
 
     def state(self) -> State:
         """What the training needs to continue, besides its samples and recipe."""
@@ -192,8 +195,8 @@ class _Descent:
         return {"velocity": self._optimizer.velocity, **{f"model/{name}": tensor for name, tensor in named}}
 
 
-def _record(trained: TrainedModel, model: nn.Module, rule: EarlyStop, *, finite: bool) -> None:
-    """What the last epoch of the history means: divergence, a new best, an early stop."""
+def _record(trained: TrainedModel, model: nn.Module, recipe: Train, *, finite: bool) -> None:
+    """What the last epoch of the history means: divergence, a new best, an early stop, weights to be kept."""
     losses = trained.history["loss"]
     epoch = trained.epochs = len(losses)
     if not (finite and math.isfinite(losses[-1])):
@@ -208,9 +211,11 @@ def _record(trained: TrainedModel, model: nn.Module, rule: EarlyStop, *, finite:
     if losses[-1] < min(losses[:-1], default=math.inf):
         trained.best_epoch = epoch
         trained.weights["best"] = _copy(model)
-    if trained.early_stopped_epoch is None and stops_early(losses, rule):
+    if trained.early_stopped_epoch is None and stops_early(losses, recipe.early_stop):
         trained.early_stopped_epoch = epoch
         trained.weights["early-stopped"] = _copy(model)
+    if epoch in recipe.keep:
+        trained.weights[f"epoch-{epoch}"] = _copy(model)
 
 
 def stops_early(losses: list[float], rule: EarlyStop) -> bool:

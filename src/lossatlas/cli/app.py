@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lossatlas.cli import explore, local, pair, sweep
+from lossatlas.cli import explore, local, pair, status, sweep
 from lossatlas.cli.output import say
 
 app = typer.Typer(
@@ -20,7 +20,9 @@ app = typer.Typer(
 app.command()(sweep.presets)
 app.command()(sweep.plan)
 app.command()(sweep.run)
-app.command()(sweep.status)
+app.command()(status.status)
+app.command()(status.verify)
+app.command()(sweep.cancel)
 app.command()(sweep.worker)
 app.command()(explore.phases)
 app.command()(explore.figures)

@@ -188,7 +188,7 @@ def _from_file(objective: Objective, path: Path) -> Direction:
 
 def _scaled(objective: Objective, raw: Direction, scale: Scale, default: str) -> Direction:
     scaling = scale.scaling or default
-    return given(
+    direction = given(
         objective,
         raw.vector,
         name=raw.name,
@@ -198,3 +198,9 @@ def _scaled(objective: Objective, raw: Direction, scale: Scale, default: str) ->
         seed=raw.seed,
         details=raw.details,
     )
+    if raw.norm > 0 and direction.norm == 0:
+        raise UserError(
+            f"--scaling {scaling}, --one-dimensional and --leave-out leave nothing of the direction {raw.name}. "
+            "Leave out less."
+        )
+    return direction

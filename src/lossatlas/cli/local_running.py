@@ -23,9 +23,11 @@ from lossatlas.cli.target import Target
 from lossatlas.errors import UserError
 from lossatlas.landscape import slices
 from lossatlas.landscape.angles import orthogonalised
-from lossatlas.landscape.density import density
+from lossatlas.landscape.density import Density, density
 from lossatlas.landscape.directions import Direction
-from lossatlas.landscape.moments import trace_of_square
+from lossatlas.landscape.hutchinson import TraceEstimate
+from lossatlas.landscape.lanczos import Eigenpairs
+from lossatlas.landscape.moments import TraceOfSquare, trace_of_square
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.result import with_error
 from lossatlas.landscape.shapes import curve_shape
@@ -37,6 +39,8 @@ from lossatlas.seeding import derive
 Draw = Callable[[xr.Dataset], Figure]
 Interval = tuple[float, float]
 
+FURTHER = ("to-checkpoint", "pca")  # directions that lead to further WEIGHTS
+LEAST_PROBES = 16  # of the traces
 MARGIN = 0.2  # of a trajectory's extent, shown around it
 
 
@@ -44,7 +48,13 @@ def spectrum(
     target: Target, *, eigenvalues: int, tol: float, max_matvecs: int, rel: float, probes: int, steps: int
 ) -> None:
     """Eigenvalues at both ends, traces, density."""
-    opened = open_target(target)
+    needed = max(2 * eigenvalues, LEAST_PROBES)
+    if max_matvecs < needed:
+        raise UserError(
+            f"--max-matvecs {max_matvecs} is too few for {eigenvalues} eigenvalues at either end and the random "
+            f"vectors of the traces, {LEAST_PROBES} of them. Give at least {needed}."
+        )
+    opened = open_target(target, at_most=1)
     objective = opened.objective()
     operator = hessian(objective)
     with Stages() as stages:
@@ -76,20 +86,30 @@ def spectrum(
     data = "" if math.isnan(tr.data_stderr) else f", +- {tr.data_stderr:.2g} over the data"
     parts += [f"trace {with_error(tr.value, tr.stderr)} ({tr.method}{data})"]
     if slq is not None:
-        parts += [f"negative mass {with_error(slq.negative.value, slq.negative.stderr)}"]
+        parts += [f"share of eigenvalues {slq.signs()}"]
     say("; ".join(parts))
-    for reason in (
-        pairs.reason,
-        f"trace: {tr.reason}" if tr.reason else "",
-        square.reason,
-        slq.reason if slq else "",
-    ):
-        if reason:
-            note(reason)
-    drawn: dict[str, Draw] = {"spectrum": figures_.spectrum}
-    if slq is not None:
-        drawn["density"] = figures_.density
+    _note_shortfalls(pairs, tr, square, slq, max_matvecs, rel)
+    drawn: dict[str, Draw | None] = {
+        "spectrum": figures_.spectrum,
+        "density": None if slq is None else figures_.density,
+    }
     deliver(opened, "spectrum", local_results.spectrum(pairs, tr, square, slq), drawn)
+
+
+def _note_shortfalls(
+    pairs: Eigenpairs, tr: TraceEstimate, square: TraceOfSquare, slq: Density | None, max_matvecs: int, rel: float
+) -> None:
+    """What of a spectrum could not be had, and the way out, every cause once."""
+    if not bool(pairs.eigenvalues.isfinite().all()) or (slq is not None and slq.status != "ok"):
+        note("Products with the Hessian are not finite here: no eigenvalues, random traces or density.")
+        return
+    short = [] if not pairs.reason else [f"eigenvalues to --tol {pairs.tol:g}"]
+    traces = (("trace", tr), ("trace of the square", square))
+    short += [f"{name} to --rel {rel:g}" for name, found in traces if not found.converged]
+    if short:
+        note(f"Not reached within --max-matvecs {max_matvecs}: {', '.join(short)}. Raise the one or the other.")
+    if tr.converged and tr.reason:
+        note(f"trace: {tr.reason}")
 
 
 def line(
@@ -97,8 +117,10 @@ def line(
 ) -> None:
     """The loss along lines, and the class of every curve."""
     opened = open_target(target)
+    if len(opened.models) > 1 and not any(name.startswith(FURTHER) for name in directions):
+        note(f"The further WEIGHTS are not looked at: no --direction is {' or '.join(FURTHER)}.")
     objective = opened.objective()
-    classes = opened.raw.classes
+    classes = opened.classes
     with Stages() as stages:
         along = named(opened, objective, directions, scale, stages.stage("eigenvectors"))
         with partial(opened, "line", along, [extent, points]) as kept:
@@ -114,9 +136,13 @@ def line(
                 progress=stages.stage("line"),
             )
     center, parts, shapes = at_center(objective)["loss"], [], []
-    for direction, losses in zip(along, curve.values["loss"], strict=True):
-        if 0.0 not in curve.positions.tolist():
-            continue  # no class without the model on the curve
+    has_model = 0.0 in curve.positions.tolist()
+    if not has_model:
+        note(
+            "No classes of the curves: lambda = 0, the model, is none of their points. Give a --range around 0 "
+            "and --points that meet it, such as an odd number on both sides alike."
+        )
+    for direction, losses in zip(along, curve.values["loss"], strict=True) if has_model else ():
         shape = curve_shape(curve.positions, losses, tolerance=tolerance, guessing=curve.guessing)
         reason = shape.reason or f"{shape.count} stationary"
         parts.append(f"{direction.name}: {shape.kind} ({reason})")
@@ -140,7 +166,7 @@ def surface(
     """The loss on a plane, its shape at the model, and the way of further checkpoints on it."""
     if len(directions) != 2:
         raise UserError(f"A surface takes two directions; --direction was given {len(directions)} times.")
-    opened = open_target(target)
+    opened = open_target(target, needs_finite=True)
     objective = opened.objective()
     with Stages() as stages:
         along = named(opened, objective, directions, scale, stages.stage("eigenvectors"))
@@ -156,7 +182,7 @@ def surface(
                 *along,
                 extent=both,
                 grid=grid,
-                classes=opened.raw.classes,
+                classes=opened.classes,
                 done=dict(kept.done),
                 keep=kept.keep,
                 progress=stages.stage("surface"),
@@ -166,7 +192,9 @@ def surface(
     if min(grid) >= 3 and all(low <= 0 <= high for low, high in both):
         lengths = (along[0].norm, along[1].norm)  # curvatures per squared length in parameter space
         shape = surface_shape(found.alphas, found.betas, found.values["loss"], lengths=lengths)
-        parts.append(shape.reason or f"{shape.kind}: curvatures {_curvatures(shape.eigenvalues, shape.stderr)}")
+        curvatures = f"curvatures {_curvatures(shape.eigenvalues, shape.stderr)} nat per unit length squared"
+        parts += [f"{shape.kind}: {curvatures}"] if shape.status == "ok" else []
+        parts += [shape.reason] if shape.reason else []
     dataset = local_results.to_dataset(found).assign_attrs(center_loss_se=center.stderr)
     if way is not None:
         dataset = dataset.merge(local_results.to_dataset(way), combine_attrs="no_conflicts")
@@ -175,16 +203,21 @@ def surface(
     deliver(opened, "surface", dataset, {"surface": figures_.surface, "surface_3d": figures_.surface_3d})
 
 
-def deliver(opened: Opened, name: str, dataset: xr.Dataset, draw: Mapping[str, Draw]) -> None:
-    """Write the results, then the figures drawn of them, and say where they are."""
+def deliver(opened: Opened, name: str, dataset: xr.Dataset, draw: Mapping[str, Draw | None]) -> None:
+    """Write the results, then the figures drawn of them (None: not this time), and say where they are."""
     out = opened.target.out
+    if opened.classes is None:
+        dataset = _without_nats(dataset)
     dataset = local_results.save(dataset, out / f"{name}.nc", attrs=opened.provenance(name))
     say(f"results: {out / f'{name}.nc'}")
     for stem, function in draw.items():
         try:
-            figure = function(dataset)
+            figure = None if function is None else function(dataset)
         except UserError as error:  # as where nothing is finite: the results say so and are kept
             note(f"no figure {stem}: {error}")
+            figure = None
+        if figure is None:
+            _note_old(out, stem)
             continue
         for path in figures_.save(figure, out / stem):
             say(f"figure: {path}")
@@ -196,7 +229,26 @@ def partial(opened: Opened, name: str, along: Sequence[Direction], grid: Any) ->
     found = Partial(Path(opened.target.out) / f".{name}-partial.json", content)
     if found.done:
         note(f"{len(found.done)} points were finished before.")
+    if found.dropped:
+        note(
+            f"{found.dropped} points of another {name} that was broken off (other weights, grid or options) are "
+            f"given up; another --out than {opened.target.out} would have kept them."
+        )
     return found
+
+
+def _without_nats(dataset: xr.Dataset) -> xr.Dataset:
+    """A loss of one's own on data without classes is in units of its own."""
+    for array in dataset.variables.values():
+        if array.attrs.get("units") in ("nat", "nat^2"):
+            array.attrs["units"] = "1"
+    return dataset
+
+
+def _note_old(out: Path, stem: str) -> None:
+    old = [path.name for path in (out / f"{stem}.pdf", out / f"{stem}.png") if path.exists()]
+    if old:
+        note(f"{' and '.join(old)} in {out} are of an earlier call.")
 
 
 def _extents(first: Interval | None, second: Interval | None) -> tuple[Interval, Interval]:

@@ -21,6 +21,7 @@ from lossatlas.cli.progress import Stages
 from lossatlas.cli.target import Target
 from lossatlas.errors import UserError
 from lossatlas.landscape import mining, mining_checks, slices
+from lossatlas.landscape.descent import has_batchnorm
 from lossatlas.landscape.directions import Direction, given
 from lossatlas.landscape.estimate import Estimate
 from lossatlas.landscape.lanczos import Eigenpairs
@@ -63,7 +64,12 @@ def mine(
     """A direction of the wanted shape, its curve on the data of the search and on held-out data."""
     if search.algorithm not in ("w-peak", "vvv-basin"):
         raise UserError(f"--algorithm {search.algorithm!r} is unknown. Allowed are w-peak and vvv-basin.")
-    opened = open_target(target)
+    opened = open_target(target, at_most=1, needs_finite=True)
+    if opened.policy == "recalibrate" and has_batchnorm(opened.models[0]):
+        raise UserError(
+            "--batchnorm recalibrate would take a pass over the data at every step of the search. Give "
+            "--batchnorm eval or batch."
+        )
     here, there = opened.objective(), opened.objective(part=OTHER[opened.part])
     with Stages() as stages:
         mined = _searched(opened, here, search, stages.stage("mining"))
@@ -143,7 +149,7 @@ def _curve(
     low, high, _ = CURVE_GRIDS[search.algorithm]
     low, high = extent or (low, high)
     count = points or max(2, round((high - low) / 0.05) + 1)
-    classes = opened.raw.classes
+    classes = opened.classes
     return slices.line(objective, direction, a=low, b=high, points=count, classes=classes, progress=progress)
 
 
@@ -203,7 +209,9 @@ def _beside_eigenvectors(
     ):
         quantity = Quantity(name, "nat", people, estimator)
         put_with_error(dataset, quantity, estimate.value, estimate.stderr, how="paired over the samples")
-    return f"{text}; {_told(beside.best_advantage)} lower than along the most negative eigenvector"
+    best = beside.best_advantage
+    told, side = with_error(abs(best.value), best.stderr), "lower" if best.value >= 0 else "higher"
+    return f"{text}; {told} {side} than along the most negative eigenvector"
 
 
 def _write_direction(opened: Opened, objective: Objective, vector: Tensor) -> None:

@@ -11,13 +11,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lossatlas import files
+from lossatlas import files, registry
 from lossatlas.cli.output import note
 from lossatlas.cli.running import chosen_device
 from lossatlas.cli.sweep import assignment
 from lossatlas.cli.target import Target
-from lossatlas.errors import UserError
-from lossatlas.landscape.criterion import Criterion
+from lossatlas.errors import FileError, UserError
+from lossatlas.landscape.criterion import Criterion, LossFn
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.objective import BATCHNORM_POLICIES, BatchNormPolicy, Objective
 from lossatlas.landscape.parameters import flat_parameters
@@ -40,12 +40,17 @@ class Opened:
 
     target: Target
     raw: RawData
-    criterion: Criterion
+    loss: Criterion | LossFn
     models: tuple[nn.Module, ...]  # one a checkpoint, in their order
     options: dict[str, Any]  # of the model
     policy: BatchNormPolicy
     device: torch.device
     checkpoints: tuple[weights.Weights, ...]
+
+    @property
+    def classes(self) -> int | None:
+        """How many; None where the targets are numbers to be met."""
+        return self.raw.classes or None
 
     @property
     def part(self) -> Part:
@@ -78,15 +83,17 @@ class Opened:
         samples = self.samples(part or self.part, self.images)
         recalibration = self.samples("train", self.images) if self.policy == "recalibrate" else None
         size = FORWARD_BATCH if self.policy == "eval" else self.target.batch_size
-        return Objective(
-            model or self.models[0],
-            samples.batches(size),
-            self.criterion,
-            batchnorm=self.policy,
-            recalibration=recalibration.batches(self.target.batch_size) if recalibration else None,
-            dtype=DTYPES[self.target.dtype],
-            device=self.device,
-        )
+        target = self.target
+        with registry.blamed(f"model {target.model!r} with data {target.data!r} and loss {target.loss!r}"):
+            return Objective(
+                model or self.models[0],
+                samples.batches(size),
+                self.loss,
+                batchnorm=self.policy,
+                recalibration=recalibration.batches(target.batch_size) if recalibration else None,
+                dtype=DTYPES[target.dtype],
+                device=self.device,
+            )
 
     def fresh(self, seed: int) -> nn.Module:
         """A freshly initialised model of the same kind."""
@@ -116,20 +123,33 @@ class Opened:
 
 
 def open_target(
-    target: Target, *, at_least: int = 1, batchnorm: BatchNormPolicy = "eval", images: int | None = IMAGES
+    target: Target,
+    *,
+    at_least: int = 1,
+    at_most: int | None = None,
+    batchnorm: BatchNormPolicy = "eval",
+    images: int | None = IMAGES,
+    needs_error: bool = False,
+    needs_finite: bool = False,
 ) -> Opened:
     """Load and check everything that a command was given; raises UserError or FileError.
 
-    `batchnorm` and `images` (None: all) are what the command does unless told otherwise.
+    `at_least` and `at_most` are numbers of weights. `batchnorm` and `images` (None: all) are what the command does
+    unless told otherwise. With `needs_error` data without classes and losses without an error are refused, with
+    `needs_finite` weights that are not finite, which else are noted.
     """
     options = dict(assignment(text, "--option", "width=128") for text in target.option or [])
-    policy = _checked(target, options, at_least) or batchnorm
+    policy = _checked(target, options, at_least, at_most) or batchnorm
     device = chosen_device(target.device)
     probe = target.out / files.temporary_name("probe")  # before the work, not after it
     files.write_file(probe, b"")
     probe.unlink(missing_ok=True)
     checkpoints = tuple(weights.read(path) for path in target.weights)
-    raw = data.load(target.data, target.data_path)
+    for found in checkpoints:
+        _check_finite(found, needs_finite)
+    raw = data.load(target.data, target.data_path, regression=True)
+    loss = losses.build(target.loss) if needs_error else losses.load(target.loss)
+    _check_task(target, raw, needs_error)
     _check_images(target, raw)
     if images is None and target.images is None:
         available = len(raw.train_targets if target.part == "train" else raw.test_targets)
@@ -141,24 +161,32 @@ def open_target(
         model = _built(target, options, raw, seed=0)
         weights.load(model, found)
         loaded.append(model.to(device).eval())
-    criterion = losses.build(target.loss)
-    return Opened(target, raw, criterion, tuple(loaded), options, policy, device, checkpoints)
+    return Opened(target, raw, loss, tuple(loaded), options, policy, device, checkpoints)
 
 
 def at_center(objective: Objective) -> dict[str, Estimate]:
-    """The mean loss and extras of the model itself, with their standard errors over the samples."""
+    """The mean loss and extras of the model itself, with their standard errors over the samples.
+
+    A bare loss has no samples, and its mean no standard error.
+    """
+    if objective.criterion is None:
+        return {"loss": sample_mean(objective(objective.center).reshape(1))}
     return {name: sample_mean(column) for name, column in objective.samples(objective.center).items()}
 
 
 def _built(target: Target, options: dict[str, Any], raw: RawData, seed: int) -> nn.Module:
-    return models.build(target.model, options, input_shape=raw.input_shape, classes=raw.classes, seed=seed)
+    return models.build(target.model, options, input_shape=raw.input_shape, classes=raw.classes or None, seed=seed)
 
 
-def _checked(target: Target, options: dict[str, Any], at_least: int) -> BatchNormPolicy | None:
+def _checked(
+    target: Target, options: dict[str, Any], at_least: int, at_most: int | None
+) -> BatchNormPolicy | None:
     """Refuse wrong words, all at once; the BatchNorm policy asked for, if any."""
     problems = []
     if len(target.weights) < at_least:
         problems.append(f"{len(target.weights)} WEIGHTS were given; this command takes {at_least} or more")
+    if at_most is not None and len(target.weights) > at_most:
+        problems.append(f"{len(target.weights)} WEIGHTS were given; this command takes {at_most}")
     for name, given, allowed in (
         ("--part", target.part, ("train", "test")),
         ("--dtype", target.dtype, tuple(DTYPES)),
@@ -172,6 +200,32 @@ def _checked(target: Target, options: dict[str, Any], at_least: int) -> BatchNor
     if problems:
         raise UserError("; ".join(problems) + ".")
     return cast("BatchNormPolicy | None", target.batchnorm)
+
+
+def _check_finite(found: weights.Weights, is_needed: bool) -> None:
+    bad = sum(int((~t.isfinite()).sum()) for t in found.tensors.values() if t.is_floating_point())
+    if not bad:
+        return
+    text = f"The weights of {found.path.name} hold {bad} entries that are not finite"
+    if is_needed:
+        raise FileError(f"{text}, so there is nothing to look at around them. Give weights that did not diverge.")
+    note(f"{text}: neither will the results be.")
+
+
+def _check_task(target: Target, raw: RawData, needs_error: bool) -> None:
+    """Refuse what takes classes where the data have none."""
+    if raw.classes:
+        return
+    if needs_error:
+        raise UserError(
+            f"The targets of data {target.data!r} are no classes, which connect and compare take. For other data "
+            "there are spectrum, line, surface, mine and plane."
+        )
+    if target.loss in registry.LOSSES:
+        raise UserError(
+            f"The targets of data {target.data!r} are no classes, which the loss {target.loss} takes. Give "
+            "--loss module:function of your own."
+        )
 
 
 def _check_images(target: Target, raw: RawData) -> None:

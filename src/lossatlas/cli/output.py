@@ -8,12 +8,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.checkpoints import Stopped
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,13 +54,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = 
             say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
         return
     from rich.console import Console
+
+    Console().print(drawn(header, rows, title=title))
+
+
+def drawn(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
+    """A table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(*header, title=Text(title) if title else None)
+    found = Table(*header, title=Text(title) if title else None)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: what stands in brackets is no markup
-    Console().print(drawn)
+        found.add_row(*(Text(cell) for cell in row))  # Text: what stands in brackets is no markup
+    return found
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:

@@ -50,7 +50,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
     """The straight line and a trained path between every pair."""
     if fit.kind not in ("bezier", "chain"):
         raise UserError(f"--kind {fit.kind!r} is unknown. Allowed are bezier and chain.")
-    opened = open_target(target, at_least=2, batchnorm="recalibrate", images=None)
+    opened = open_target(target, at_least=2, batchnorm="recalibrate", images=None, needs_error=True)
     warn_of_eval(opened)
     objective = opened.objective()
     pairs = list(combinations(range(len(opened.models)), 2))
@@ -79,7 +79,7 @@ def connect(target: Target, fit: Fit, *, points: int) -> None:
 
 def compare(target: Target, *, mixup_alpha: float, points: int) -> None:
     """How alike all pairs of models are."""
-    opened = open_target(target, at_least=2, batchnorm="recalibrate")
+    opened = open_target(target, at_least=2, batchnorm="recalibrate", needs_error=True)
     warn_of_eval(opened)
     objectives = [opened.objective(model) for model in opened.models]
     mixed = _mixed(opened, mixup_alpha)
@@ -136,7 +136,7 @@ def _fitted(
         opened.models[a],
         (opened.thetas[a].to(dtype), opened.thetas[b].to(dtype)),
         batches,
-        opened.criterion,
+        opened.loss,
         seed=derive(target.seed, f"path {a + 1} - {b + 1}"),
         bends=fit.bends,
         epochs=fit.epochs,

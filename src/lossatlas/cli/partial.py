@@ -27,10 +27,13 @@ class Partial:
         self._content = json.loads(json.dumps(content))
         self._written = time.monotonic()
         self.done: dict[Index, Mapping[str, float]] = {}
+        self.dropped = 0  # points of other work, which this work will write over
         try:
             kept = json.loads(path.read_bytes())
             if kept["content"] == self._content:
                 self.done = {(i, j): values for i, j, values in kept["points"]}
+            else:
+                self.dropped = len(kept["points"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none yet, or damaged: the points are computed again
 

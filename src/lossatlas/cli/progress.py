@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from lossatlas.results import Cell
     from lossatlas.sweep.plan import Step
     from lossatlas.sweep.remaining import Remaining
+    from lossatlas.sweep.slurm import Task
 
 PLAIN_INTERVAL = 15.0  # s between lines when nobody watches a bar
+STOPPING = "Stopping as soon as the step in hand is done or can be continued later; once more to leave at once."
 
 
 class Stages:
@@ -79,6 +82,7 @@ class RunProgress:
         self._left = left.seconds
         self._earned = 0.0  # predicted seconds of what was done in this run
         self._steps, self._of = sum(left.done.values()), sum(left.total.values())
+        self._where = ""  # what there is to say of the jobs
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -118,15 +122,31 @@ class RunProgress:
         self._part(0, step.name, step.cell, epoch / epochs)
 
     def hear(self, event: Mapping[str, Any]) -> None:
-        """What a worker process says (see sweep.local)."""
-        worker = event["worker"]
+        """What a worker process says, or is said of it (see sweep.local)."""
+        worker = event.get("worker", -1)
         if event["event"] == "finished":
             self._done(worker, event["step"], tuple(event["cell"]), event["seeds"], event["status"])
         elif event["event"] == "advanced":
             self._part(worker, event["step"], tuple(event["cell"]), event["fraction"])
-        elif event["event"] == "died":
+        elif event["event"] == "handed on":
             self._parts.pop(worker, None)
-            note(f"Worker {worker} died; its cell is begun again where it was left. {event['reason']}")
+            what = "another goes on with its cell" if event["again"] else "its cell is given up"
+            how = f"died; {what}: {event['reason']}" if event["died"] else f"left; {what}."
+            note(f"Worker {worker} {how}")
+        elif event["event"] == "leaving":
+            note(STOPPING)
+
+    def looked(self, left: Remaining, tasks: Sequence[Task]) -> None:
+        """What is left, and the tasks in Slurm's queue (see sweep.slurm_driver)."""
+        self._steps, self._earned = sum(left.done.values()), self._left - left.seconds
+        states = Counter(task.state.lower() for task in tasks)
+        reasons = Counter(task.reason for task in tasks if task.state == "PENDING")
+        self._where = (
+            ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no jobs in Slurm"
+        )
+        if reasons:
+            self._where += f" ({', '.join(sorted(reasons))})"
+        self._show()
 
     def _done(self, worker: int, name: str, cell: Cell, seeds: Sequence[int], status: str) -> None:
         self._parts.pop(worker, None)
@@ -144,8 +164,10 @@ class RunProgress:
         earned = self._earned + sum(self._parts.values())
         now = time.monotonic()
         left = max(0.0, self._left - earned) * (now - self._start) / earned if earned > 0 else 0.0
+        told = [f"about {duration(left)} left"] if earned > 0 else []
+        told += [self._where] if self._where else []
         if self._bar:
-            self._bar.update(self._task, completed=self._steps, left=f"{duration(left)} left")
+            self._bar.update(self._task, completed=self._steps, left=", ".join(told))
         elif now - self._last_line > PLAIN_INTERVAL:
             self._last_line = now
-            note(f"{self._steps} of {self._of} steps done, about {duration(left)} left")
+            note(", ".join([f"{self._steps} of {self._of} steps done", *told]))

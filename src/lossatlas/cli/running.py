@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -17,7 +18,7 @@ from lossatlas.cli.explore import draw, labelled, note_rule
 from lossatlas.cli.output import duration, note, say, size
 from lossatlas.errors import SpecError, UserError
 from lossatlas.specs import Spec
-from lossatlas.sweep import data_cache
+from lossatlas.sweep import data_cache, journal, measured
 from lossatlas.sweep.collect import collect
 from lossatlas.sweep.cost import Estimate, estimate
 from lossatlas.sweep.plan import Plan, plan
@@ -39,6 +40,7 @@ class Prepared:
     plan: Plan
     predicted: Estimate
     left: Remaining
+    aside: set[Path]  # what had been set aside before
 
     def again(self) -> Prepared:
         """The same run with what is left of it now."""
@@ -55,16 +57,20 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
             "hold it; `lossatlas run` with the full spec brings it back without doing it again."
         )
     _prepare_folders(opened)
+    aside = opened.store.aside()
     began = time.monotonic()
     raw = data.load(spec.task.data.name, spec.task.data.path)
     fingerprint = raw.fingerprint()
     slow = time.monotonic() - began > SLOW_DATA
     planned = plan(spec, fingerprint)
     _check_sizes(planned, raw.facts())
-    predicted = estimate(planned, raw.facts())
+    probed = estimate(planned, raw.facts())
+    left = remaining(planned, opened.store, probed.seconds, sample=measured.MOST_MEASURED)
+    found = [measured.look(opened.store, index, step) for index, step in left.sample]
+    finished = [one for one in found if isinstance(one, measured.Finished)]
+    predicted = replace(probed, seconds=measured.refined(planned, probed.seconds, finished))
     write_plan(opened, planned, predicted)
-    left = remaining(planned, opened.store, predicted.seconds)
-    return Prepared(opened, raw, slow, planned, predicted, left)
+    return Prepared(opened, raw, slow, planned, predicted, left.taking(predicted.seconds), aside)
 
 
 def keep_data(run: Prepared) -> None:
@@ -83,16 +89,38 @@ def announce(run: Prepared, where: str, workers: int) -> None:
 
 
 def check_memory(run: Prepared, workers: int) -> None:
-    """Raise UserError, before anything is trained, for processes that cannot fit into this machine's memory."""
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    need = workers * run.predicted.memory
-    if need > have:
-        fitting = have // run.predicted.memory
-        way = f"Give --workers {fitting}" if fitting else "Use a larger machine, or smaller models"
+    """Raise UserError, before anything is trained, for processes that cannot fit into this machine's memory.
+
+    At worst the workers have the largest cells in hand that are left.
+    """
+    if not run.left.steps:
+        return
+    have = machine_memory()
+    memory = run.predicted.memories[list(run.left.cells)]
+    largest = -np.sort(-memory)[:workers]
+    needed = np.cumsum(largest)
+    if needed[0] > have:
+        cell = run.plan.cells[run.left.cells[int(memory.argmax())]]
+        named = ", ".join(f"{axis.name} {value:g}" for axis, value in zip(run.plan.spec.axes, cell, strict=True))
         raise UserError(
-            f"{workers} worker{'s' * (workers > 1)} of this run need about {size(need)} of memory, and this "
-            f"machine has {size(have)}. {way}."
+            f"The cell {named} needs about {size(needed[0])} of memory, and this machine has {size(have)}. "
+            "Use a larger machine, or leave it out of the spec."
         )
+    if needed[-1] > have:
+        raise UserError(
+            f"{workers} workers of this run need about {size(needed[-1])} of memory, and this machine has "
+            f"{size(have)}. Give --workers {int((needed <= have).sum())}."
+        )
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory, or of what its container may use."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path(
+        "/sys/fs/cgroup/memory.max"
+    )  # of cgroups 2; elsewhere, and without a limit, no number stands there
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(physical, int(text)) if text.isdigit() else physical
 
 
 def load_data(planned: Plan, opened: RunFolder) -> RawData:
@@ -125,7 +153,7 @@ def finish(run: Prepared, tree: xr.DataTree) -> None:
     statuses = Counter(tree["models"].to_dataset()["status"].values.ravel().tolist())
     phases = Counter(p for p in labels["phase"].values.ravel().tolist() if p)
     named = ", ".join(f"{count} {name}" for name, count in sorted(phases.items()))
-    for damaged in opened.store.damaged:
+    for damaged in sorted(opened.store.aside() - run.aside):
         note(f"A damaged step was made again; it lies in {damaged}.")
     say(f"models: {', '.join(f'{count} {state}' for state, count in sorted(statuses.items()))}")
     say(f"phases: {named or 'none could be told'}")
@@ -170,7 +198,10 @@ def _prepare_folders(opened: RunFolder) -> None:
         files.write_file(probe, b"")
         probe.unlink(missing_ok=True)
         files.remove_dead_temporaries(folder)
-    files.remove_dead_temporaries(opened.root / "figures")
+    for folder in (opened.root / "figures", opened.failed):
+        files.remove_dead_temporaries(folder)
+    opened.store.tidy()
+    journal.tidy(opened.root)
 
 
 def chosen_device(name: str) -> torch.device:

@@ -1,10 +1,9 @@
-"""`presets`, `plan`, `run`, `status`: from a spec to results."""
+"""`presets`, `plan`, `run`, `worker`: from a spec to results."""
 
 from __future__ import annotations
 
-import json
+import shlex
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,6 @@ from lossatlas.specs import Spec
 if TYPE_CHECKING:
     from lossatlas.sweep.cost import Estimate
     from lossatlas.sweep.plan import Plan
-    from lossatlas.sweep.store import Store
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A TOML file, a preset's name, or a run folder.", metavar="SPEC")
@@ -36,12 +34,13 @@ StoreOption = Annotated[
 ]
 FolderArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="DIR", readable=False)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-ENGINES = ("inline", "processes")
 EngineOption = Annotated[
-    str, typer.Option(help="inline: this process does the work; processes: worker processes of this machine.")
+    str | None,
+    typer.Option(
+        help="inline: this process does the work; processes: worker processes of this machine; slurm: jobs of a "
+        "cluster [default: as the run folder was last worked on, else inline]."
+    ),
 ]
-
-MOST_READ = 20_000  # steps whose records `status` opens to count how they ended
 
 
 @guarded
@@ -75,24 +74,45 @@ def run(
     source: SourceArgument,
     out: Annotated[Path | None, typer.Option(help="The run folder [default: runs/NAME].")] = None,
     store: StoreOption = None,
-    engine: EngineOption = "inline",
+    engine: EngineOption = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Worker processes [default: one a core, or as many as the GPUs take].", min=1),
     ] = None,
-    per_gpu: Annotated[int, typer.Option("--per-gpu", help="Worker processes on each GPU.", min=1)] = 1,
-    device: DeviceOption = "auto",
+    per_gpu: Annotated[
+        int | None, typer.Option("--per-gpu", help="Worker processes on each GPU [default: 1].", min=1)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [default: auto].")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm", help="A setting of [slurm], over those of the spec; may be repeated.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="With --engine slurm: write the batch scripts, submit nothing.")
+    ] = False,
     settings: SetOption = None,
     scale: ScaleOption = None,
 ) -> None:
     """Train and measure what is missing of a grid, label its phases and draw it. Run again, it continues."""
-    from lossatlas.cli import engines
+    from lossatlas.sweep.engine import chosen as chosen_engine
 
     spec = _spec(source, settings, scale)
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine!r} is unknown. Allowed are {', '.join(ENGINES)}.")
-    chosen = engines.Engine(engine, workers, per_gpu, device)
-    failures = engines.run(spec, _out(source, out, spec), store, chosen)
+    folder = _out(source, out, spec)
+    flags = dict(assignment(text, "--slurm", "partition=gpu") for text in slurm or [])
+    given = {"name": engine, "workers": workers, "per_gpu": per_gpu, "device": device, "slurm": flags}
+    chosen = chosen_engine(folder, given)
+    if write_only and chosen.name != "slurm":
+        raise UserError(f"--write-only was given, and the engine is {chosen.name}. Give --engine slurm.")
+    from lossatlas.cli import engines
+
+    if write_only:
+        for script in engines.write_only(spec, folder, store, chosen):
+            say(f"sbatch {shlex.quote(str(script))}")
+        note(f"These lines submit it. When the jobs are done, `lossatlas run {folder}` writes the results.")
+        return
+    failures = engines.run(spec, folder, store, chosen)
     if failures:
         note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
         note("`lossatlas run` again tries them again; their traces are in the folder failed/.")
@@ -105,74 +125,48 @@ def worker(
     shard: Annotated[int, typer.Option(help="Which shard, from 0 on.", min=0)] = 0,
     of: Annotated[int, typer.Option(help="Of how many shards; the cells are dealt to them in turn.", min=1)] = 1,
     pipe: Annotated[bool, typer.Option("--pipe", help="Take cells from standard input.", hidden=True)] = False,
+    shards: Annotated[
+        Path | None, typer.Option(help="A file of shards, as in DIR/slurm/001/shards.json, seen from DIR.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes that share the shard.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
     """Do the cells of one shard of a planned run: what `lossatlas run` starts, and any other scheduler may."""
     from lossatlas.cli import working
 
-    if shard >= of:
-        raise UserError(f"--shard {shard} is not one of --of {of} shards. Allowed are 0 to {of - 1}.")
     if pipe:
         working.from_pipe(folder, device)
         return
-    failures = working.of_shard(folder, device, f"shard {shard} of {of}", working.shard(folder, shard, of))
+    if shards is not None:
+        name, cells = f"{shards.parent.name}-{shard}", working.dealt(folder, shards, shard)
+    elif shard < of:
+        name, cells = f"{shard} of {of}", working.shard(folder, shard, of)
+    else:
+        raise UserError(f"--shard {shard} is not one of --of {of} shards. Allowed are 0 to {of - 1}.")
+    if workers > 1:
+        failures = working.shared(folder, device, name, cells, workers)
+    else:
+        failures = working.of_shard(folder, device, f"shard {name}", cells)
     if failures:
         note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
         raise typer.Exit(SOME_FAILED)
 
 
 @guarded
-def status(
-    folder: FolderArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """How far a run is: steps done, models diverged, steps failed."""
-    from lossatlas.sweep.remaining import remaining
-    from lossatlas.sweep.run import open_folder, saved_plan
+def cancel(folder: FolderArgument) -> None:
+    """End all jobs of a run in Slurm; what is finished is kept, and `lossatlas run` continues."""
+    from lossatlas.sweep import slurm
 
-    saved = saved_plan(folder)
-    store = open_folder(folder, None).store
-    left = remaining(saved.plan, store, saved.seconds)
-    states, damaged = _statuses(saved.plan, store) if sum(left.done.values()) <= MOST_READ else ({}, [])
-    failed = sorted({path.name.split("-")[0] for path in (folder / "failed").glob("*.json")})
-    if as_json:
-        steps = {
-            name: {"done": left.done[name], "total": total, "status": dict(states.get(name, {}))}
-            for name, total in left.total.items()
-        }
-        facts = {"steps": steps, "failed": failed, "damaged": damaged}
-        say(json.dumps({**facts, "predicted_seconds_left": round(left.seconds, 1)}, indent=1))
-        return
-    rows = []
-    for name, total in left.total.items():
-        found = ", ".join(f"{count} {state}" for state, count in sorted(states.get(name, {}).items()))
-        rows.append([name, str(left.done[name]), str(total), found])
-    table(["step", "done", "of", "status"], rows)
-    finished, of = sum(left.done.values()), sum(left.total.values())
-    share = f"{finished} of {of} steps done ({100 * finished // of}%)"
-    note(f"{share}, about {duration(left.seconds)} left in one process." if finished < of else f"{share}.")
-    if failed:
-        note(f"{len(failed)} steps have failed at least once: see {folder / 'failed'}.")
-    if damaged:
-        note(f"{len(damaged)} steps are damaged; `lossatlas run {folder}` sets them aside and makes them again.")
-
-
-def _statuses(plan: Plan, store: Store) -> tuple[dict[str, Counter[str]], list[str]]:
-    """How the finished steps ended, by their names, and the keys of those that are damaged; changes nothing."""
-    from lossatlas.files import Damaged
-
-    states: dict[str, Counter[str]] = {}
-    damaged = []
-    for cell in plan.cells:
-        for step in plan.steps(cell):
-            try:
-                record = store.look(step.name, step.key)
-            except Damaged:
-                damaged.append(step.key)
-                continue
-            if record is not None:
-                states.setdefault(step.name, Counter())[record.status] += 1
-    return states, damaged
+    if not (folder / "spec.json").is_file():
+        raise FileError(
+            f"{folder} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made."
+        )
+    slurm.check_installed()
+    try:
+        ended = slurm.cancel(folder)
+    except slurm.NotNow as error:
+        raise UserError(f"Slurm does not answer ({error}). Try again later.") from error
+    say(f"{len(ended)} jobs were cancelled. `lossatlas run {folder}` continues.")
 
 
 def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:

@@ -37,7 +37,11 @@ class Target:
     part: Annotated[str, typer.Option(help="Which samples: train or test.")] = "train"
     images: Annotated[
         int | None,
-        typer.Option(help="The first N of them [default: 1000 or all if fewer; connect: all].", min=1),
+        typer.Option(
+            help="The first N of them, and of the training samples for recalibrate [default: 1000 or all if "
+            "fewer; connect: all].",
+            min=1,
+        ),
     ] = None
     batchnorm: Annotated[
         str | None,

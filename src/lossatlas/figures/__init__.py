@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _best(cells: xr.Dataset) -> dict[str, float] | None:
     return {str(dim): float(cells[dim].values[int(k)]) for dim, k in there.items()}
 
 
-def save(figure: Figure, path_stem: Path) -> list[Path]:
+def save(figure: Figure, path_stem: str | PathLike[str]) -> list[Path]:
     """Write `<path_stem>.pdf` (vectors, embedded TrueType fonts) and `<path_stem>.png` (200 dpi).
 
     The files hold no date and no host, so the same figure gives the same bytes. Returns their paths; raises
@@ -103,12 +104,12 @@ def save(figure: Figure, path_stem: Path) -> list[Path]:
         "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": "lossatlas"}},
         "png": {"metadata": {"Software": "lossatlas"}, "dpi": 200},
     }
-    written = []
+    stem, written = Path(path_stem), []
     for suffix, options in formats.items():
         stream = io.BytesIO()
         with mpl.rc_context(STYLE), _quiet_fonts():
             figure.savefig(stream, format=suffix, **options)
-        path = path_stem.with_name(f"{path_stem.name}.{suffix}")
+        path = stem.with_name(f"{stem.name}.{suffix}")
         files.write_file(path, stream.getvalue())
         written.append(path)
     return written

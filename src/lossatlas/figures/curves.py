@@ -37,6 +37,8 @@ _SMALL_LEGEND: dict[str, Any] = {
     "labelspacing": 0.15,
     "borderaxespad": 0.2,
 }
+_LINE_CHARACTERS, _HANDLE_CHARACTERS = 66, 6  # of the legend below a figure of 3.5 inches
+_LEGEND_ROW, _LEGEND_ROWS = 0.14, 3  # inches a row, and the rows for which the figure has room
 _FAR = 1.5  # spans of the values: a level farther from them would flatten the curves
 SAME = 1e-6  # relative: distances that differ by less are those of one length
 
@@ -69,7 +71,11 @@ def line(dataset: xr.Dataset, *, tolerance: float = 0.0, scale: Scale = "auto") 
     _distance_axis(panes[0, 0], relative_lengths(dataset))
     panes[0, 0].set_title(describe(shapes_of(dataset, tolerance), has_guessing="guessing" in dataset.attrs))
     handles, labels = panes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) < 9 else 3)
+    longest = max((len(label) for label in labels), default=0)
+    columns = max(1, min(2 if len(labels) < 9 else 3, _LINE_CHARACTERS // (longest + _HANDLE_CHARACTERS)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, rows - _LEGEND_ROWS))
     return figure
 
 

@@ -97,7 +97,8 @@ def title_of(dataset: xr.Dataset, quantity: str, path: xr.Dataset | None) -> lis
         shape = shape_of(dataset)
         if shape.status == "ok":
             signs = (
-                f"{plain(v, 2)} ± {plain(e, 1)}" for v, e in zip(shape.eigenvalues, shape.stderr, strict=True)
+                plain(v, 2) + (f" ± {plain(e, 1)}" if math.isfinite(e) else "")
+                for v, e in zip(shape.eigenvalues, shape.stderr, strict=True)
             )
             parts += [shape.kind, f"curvatures {' and '.join(signs)}"]
         else:

@@ -57,8 +57,8 @@ def density(dataset: xr.Dataset) -> Figure:
 
     `dataset` holds `density` and `density_se` over `bin`, whose coordinates `bin_left` and `bin_right` are in
     units of the eigenvalues. The band is one standard error; a bin without mass has no line. The title has the
-    share of negative eigenvalues (`negative_mass`, `negative_mass_se`), and the bounds `negative_mass_lower` and
-    `negative_mass_upper` that a quadrature of few steps leaves. Triangles mark the smallest and the largest
+    share of eigenvalues that are surely negative (`negative_share`, `negative_share_se`), and the share whose sign
+    rounding and a quadrature of few steps leave open (`undecided_share`). Triangles mark the smallest and largest
     eigenvalue: of `eigenvalue_min` and `eigenvalue` where the dataset has them, else the outermost edges. The axis
     turns linear at the attribute `linear_threshold`, or at 1e-4 of the largest edge. Raises UserError for a
     dataset without density, or without any mass.
@@ -86,12 +86,9 @@ def density(dataset: xr.Dataset) -> Figure:
     units = dataset["density"].attrs.get("units", "1")
     axes.set_ylabel("Share of eigenvalues" if units == "1" else f"Density ({units})")
     axes.xaxis.set_major_locator(_sparse_ticks(axes, left[0], right[-1]))
-    if "negative_mass" in dataset:
-        text = f"share of negative eigenvalues: {_with_error(dataset, 'negative_mass')}"
-        if "negative_mass_lower" in dataset:
-            bounds = (plain(float(dataset[f"negative_mass_{end}"]), 2) for end in ("lower", "upper"))
-            text += f"\nquadrature bounds {' to '.join(bounds)}"
-        axes.set_title(text)
+    if "negative_share" in dataset:
+        text = f"share of eigenvalues below 0: {_with_error(dataset, 'negative_share', 2)}"
+        axes.set_title(f"{text}\nundecided near 0: {_with_error(dataset, 'undecided_share', 2)}")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -195,10 +192,10 @@ def _sparse_ticks(axes: Axes, low: float, high: float) -> FixedLocator:
     return FixedLocator(sorted(ticks))
 
 
-def _with_error(dataset: xr.Dataset, name: str) -> str:
+def _with_error(dataset: xr.Dataset, name: str, digits: int = 4) -> str:
     value = float(dataset[name])
     error = float(dataset[f"{name}_se"]) if f"{name}_se" in dataset else math.nan
     samples = float(dataset[f"{name}_data_se"]) if f"{name}_data_se" in dataset else math.nan
     if error == 0 and math.isfinite(samples):
-        return f"{plain(value, 4)} (exact; ± {plain(samples, 2)} over the samples)"
-    return plain(value, 4) + (f" ± {plain(error, 2)}" if math.isfinite(error) else "")
+        return f"{plain(value, digits)} (exact; ± {plain(samples, 2)} over the samples)"
+    return plain(value, digits) + (f" ± {plain(error, 2)}" if math.isfinite(error) else "")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.directions import Direction, gaussian
+from lossatlas.landscape.directions import Direction, gaussian, vector_of
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.result import Result
 
@@ -60,12 +60,15 @@ class Comparison(Result):
         return int((self.gaussians < self.value).sum())
 
 
-def angle(first: Tensor, second: Tensor) -> Angle:
-    """The angle between two vectors (n,), from 0 to 180 degrees, in float64; accurate also near 0 and 180 [Kahan].
+def angle(first: Tensor | Direction, second: Tensor | Direction) -> Angle:
+    """The angle between two vectors (n,) or directions, from 0 to 180 degrees, accurate at both ends [Kahan].
 
     The cosine of a Gaussian vector with any fixed one has mean 0 and variance 1/n exactly. NaN for a zero vector.
+    In float64. Raises UserError for two of different sizes.
     """
-    a, b = _unit(first), _unit(second)
+    a, b = _unit(vector_of(first)), _unit(vector_of(second))
+    if a.shape != b.shape:
+        raise UserError(f"The two have shapes {tuple(a.shape)} and {tuple(b.shape)}. Give two of the same space.")
     radians = 2 * torch.atan2((a - b).norm(), (a + b).norm())
     return Angle(math.degrees(radians.item()), (a @ b).item(), math.degrees(1 / math.sqrt(a.numel())))
 

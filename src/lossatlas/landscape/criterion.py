@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossatlas.errors import UserError
 from lossatlas.landscape.batches import Batch
 
 LossFn = Callable[[nn.Module, Batch], Tensor]  # the mean over the samples of the batch
@@ -39,10 +41,47 @@ def supervised(
     """The Criterion of batches (inputs, targets) for a loss with a `reduction` argument, as `F.cross_entropy`.
 
     Outputs are `model(inputs)`. Losses with a `(n, C)` result, as `F.mse_loss`, are averaged over each sample.
+    Raises UserError for a module of torch.nn, and when called for outputs and floating-point targets of different
+    shapes, which would be compared each with each.
     """
+    if isinstance(loss, nn.Module):
+        raise UserError(
+            f"supervised takes a function with an argument `reduction`, not the module {type(loss).__name__}. "
+            "Give its function, such as torch.nn.functional.cross_entropy."
+        )
 
     def losses(outputs: Tensor, batch: Batch) -> Tensor:
-        values = loss(outputs, batch[1], reduction="none")
+        targets = batch[1]
+        if targets.is_floating_point() and targets.shape != outputs.shape:
+            raise UserError(
+                f"The outputs have shape {tuple(outputs.shape)} and the targets {tuple(targets.shape)}. Give both "
+                "the same, as by model(inputs).squeeze(1) or targets.unsqueeze(1)."
+            )
+        values = loss(outputs, targets, reduction="none")
         return values if values.dim() < 2 else values.flatten(1).mean(1)
 
     return Criterion(predict=lambda model, batch: model(batch[0]), loss=losses, extras=dict(extras or {}))
+
+
+def check_loss(loss: object) -> None:
+    """Raise UserError for what is no LossFn, above all the losses of PyTorch, which take (outputs, targets)."""
+    inner = getattr(loss, "func", loss)  # of a functools.partial
+    of_torch = isinstance(inner, nn.modules.loss._Loss) or getattr(inner, "__module__", "") == F.__name__
+    if of_torch or not callable(loss):
+        name = getattr(inner, "__name__", type(inner).__name__)
+        raise UserError(
+            f"The loss {name} is no function of (model, batch). Wrap the function of PyTorch that scores "
+            "(outputs, targets): lossatlas.supervised(torch.nn.functional.cross_entropy); or give a Criterion, or "
+            "your own function (model, batch) -> mean loss."
+        )
+
+
+def checked_mean(mean: object) -> Tensor:
+    """What a LossFn gave, as a scalar; raises UserError for anything but one number."""
+    if isinstance(mean, Tensor) and mean.numel() == 1:
+        return mean.reshape(())
+    found = f"a tensor of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
+    raise UserError(
+        f"The loss function gave {found}; it must give one number, the mean over the batch (reduction='mean'). "
+        "For losses of single samples wrap PyTorch's: lossatlas.supervised(torch.nn.functional.cross_entropy)."
+    )

@@ -13,13 +13,15 @@ from torch import Tensor
 from lossatlas.errors import UserError
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.krylov import Krylov
-from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.operators import SymmetricOperator, checked_operator
 from lossatlas.landscape.result import Result, with_error
+from lossatlas.landscape.shares import Bracket, Mass, Signs, bracket
 
 Probe = Literal["rademacher", "gaussian"]
 
 LINEAR = 1e-4  # of the largest Ritz magnitude: where the logarithmic axis turns linear, unless told
 POINTS_PER_WIDTH = 4  # of a smoothed curve, to one width of its kernel
+ROUNDING = 100  # times the machine's eps and the largest Ritz magnitude: what a product may err by
 REACH = 4.0  # widths that a smoothed curve goes on beyond the last Ritz value: 3e-5 of a kernel lie beyond
 
 
@@ -43,22 +45,6 @@ class SymlogAxis:
         size = positions.abs()
         powers = torch.pow(10.0, size.clamp_min(1) - 1)
         return positions.sign() * self.threshold * torch.where(size > 1, powers, size)
-
-
-@dataclass(frozen=True)
-class Mass:
-    """The share of the eigenvalues in a half-line, with both of its errors.
-
-    `stderr` is that of the draw of probes. `lower` and `upper` bracket what a quadrature with few steps may err
-    by: the true spectral measure of every probe lies within one Ritz value of its quadrature (inequalities of
-    Chebyshev, Markov and Stieltjes), and these are the means of those bounds over the probes. A broad bracket
-    asks for more steps; more probes do not narrow it.
-    """
-
-    value: float
-    stderr: float
-    lower: Estimate
-    upper: Estimate
 
 
 @dataclass(frozen=True)
@@ -114,15 +100,15 @@ class Density(Result):
     steps: int  # asked for; m is smaller where the Krylov space of a probe was exhausted
     probe: Probe
     seed: int
+    eps: float  # of the operator's numbers
     status: str = "ok"
     reason: str = ""
 
     def __repr__(self) -> str:
         if self.status != "ok":
             return f"Density({self.status}: {self.reason})"
-        share = with_error(self.negative.value, self.negative.stderr)
         span = f"{self.smallest.value:.4g} to {self.largest.value:.4g}"
-        return f"Density({share} below 0, {span}; {len(self.ritz)} probes, {self.matvecs} products)"
+        return f"Density({self.signs()}, {span}; {len(self.ritz)} probes, {self.matvecs} products)"
 
     def moment(self, power: int) -> Estimate:
         """tr(A^power) of the matrix, for power < 2 steps."""
@@ -140,19 +126,27 @@ class Density(Result):
         """The squared Frobenius norm, tr A^2."""
         return self.moment(2)
 
-    @property
-    def negative(self) -> Mass:
-        """The share of eigenvalues below 0, those included that are rounding; `mass_below(-t)` leaves them out."""
-        return self.mass_below(0.0)
+    def signs(self, threshold: float | None = None) -> Signs:
+        """The shares of eigenvalues surely below -threshold, surely above it, and the rest, about 0.
+
+        Each is the mean over the probes of the bound of `Mass`. `threshold` (default: 100 eps of the largest Ritz
+        magnitude, what rounding may make of an eigenvalue 0) is in units of the eigenvalues. Raises UserError for
+        one that is negative.
+        """
+        if threshold is None:
+            threshold = ROUNDING * self.eps * self._magnitude
+        if not threshold >= 0:
+            raise UserError(f"threshold={threshold} must be 0 or more, in units of the eigenvalues.")
+        pairs = list(zip(self._brackets(-threshold), self._brackets(threshold), strict=True))
+        negative = [below.lower for below, _ in pairs]
+        positive = [1 - above.upper for _, above in pairs]
+        undecided = [1 - n - p for n, p in zip(negative, positive, strict=True)]
+        return Signs(_mean(negative), _mean(undecided), _mean(positive), threshold)
 
     def mass_below(self, value: float) -> Mass:
         """The share of eigenvalues below `value`."""
-        columns: list[tuple[Tensor, Tensor, Tensor]] = []
-        for ritz, weights in zip(self.ritz, self.weights, strict=True):
-            sums = torch.cat([weights.new_zeros(1), weights.cumsum(0)])  # of the first j weights
-            below = int((ritz < value).sum())
-            columns.append((sums[below], sums[max(below - 1, 0)], sums[min(below + 1, len(ritz))]))
-        share, lower, upper = (_mean([c[i] for c in columns]) for i in range(3))
+        found = self._brackets(value)
+        share, lower, upper = (_mean([probe[i] for probe in found]) for i in range(3))
         return Mass(share.value, share.stderr, lower, upper)
 
     @property
@@ -205,8 +199,14 @@ class Density(Result):
         """The symmetric logarithmic axis with that threshold, or the default one."""
         if threshold is not None:
             return SymlogAxis(threshold)
-        largest = max((x.abs().max().item() for x in self.ritz), default=0.0)
-        return SymlogAxis(LINEAR * largest if largest > 0 else 1.0)
+        return SymlogAxis(LINEAR * self._magnitude if self._magnitude > 0 else 1.0)
+
+    @property
+    def _magnitude(self) -> float:
+        return max((x.abs().max().item() for x in self.ritz), default=0.0)
+
+    def _brackets(self, value: float) -> list[Bracket]:
+        return [bracket(*probe, value) for probe in zip(self.ritz, self.weights, self.residuals, strict=True)]
 
     def _extreme(self, end: int) -> Extreme:
         pairs = [(x[end].item(), r[end].item()) for x, r in zip(self.ritz, self.residuals, strict=True)]
@@ -253,6 +253,7 @@ def density(
     is exhausted (an operator of order or rank below m) ends its probe sooner, and then exactly. A product that
     is not finite gives the status "non-finite". Raises UserError for numbers that make no sense.
     """
+    checked_operator(op)
     if probes < 1 or steps < 1 or probe not in get_args(Probe):
         raise UserError(
             f"probes={probes} and steps={steps} must be at least 1, and probe={probe!r} one of "
@@ -280,6 +281,7 @@ def density(
         steps=steps,
         probe=probe,
         seed=seed,
+        eps=torch.finfo(op.dtype).eps,
         status="non-finite" if failed else "ok",
         reason=f"product {matvecs} is not finite" if failed else "",
     )

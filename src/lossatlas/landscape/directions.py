@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
@@ -53,6 +53,17 @@ class Direction(DirectionInfo):
     def info(self) -> DirectionInfo:
         """All but the vector."""
         return DirectionInfo(**{name: getattr(self, name) for name in DirectionInfo.__dataclass_fields__})
+
+
+def vector_of(direction: Tensor | Direction) -> Tensor:
+    """(n,): the vector itself, or that of a Direction; raises UserError for anything else."""
+    vector = direction.vector if isinstance(direction, Direction) else direction
+    if not isinstance(vector, Tensor):
+        raise UserError(
+            f"A direction is a Direction or a tensor (n,), not a {type(vector).__name__}. Of parameters by name, "
+            "as a state_dict, objective.layout.flatten makes the vector."
+        )
+    return vector
 
 
 def given(
@@ -210,13 +221,15 @@ def scaled(
     them unmoved (default of layer and filter), `"rescale"` treats them like the rest, each as one filter (default
     of none and model), and `"copy"` takes theta's own, as the code of [Li 2018] does, so that lambda = -1 sets
     every one of them to zero (layer and filter only). Parameters whose name matches the regular expression
-    `leave_out` stay unmoved. Where vector or theta is zero, the result is. Raises UserError for unknown options.
+    `leave_out` stay unmoved. Where vector or theta is zero, the result is. Raises UserError for unknown options
+    and a `leave_out` that is no regular expression, or matches no parameter or all.
     """
     kept = _one_dimensional(scaling, one_dimensional)
     parts, own = layout.unflatten(vector), layout.unflatten(theta)
+    unmoved = _left_out(leave_out, layout)
     chosen = {}
     for name, part in parts.items():
-        if (leave_out is not None and re.search(leave_out, name)) or (part.dim() < 2 and kept == "zero"):
+        if name in unmoved or (part.dim() < 2 and kept == "zero"):
             chosen[name] = torch.zeros_like(part)
         elif part.dim() < 2 and kept == "copy":
             chosen[name] = own[name]
@@ -230,6 +243,21 @@ def scaled(
     if scaling == "model":
         result = _to_norm_of(result.unsqueeze(0), theta.unsqueeze(0))[0]
     return result.to(theta.dtype)
+
+
+def _left_out(pattern: str | None, layout: Layout) -> set[str]:
+    """The names that a regular expression matches: some, but not all."""
+    if pattern is None:
+        return set()
+    try:
+        found = {name for name in layout.names if re.search(pattern, name)}
+    except re.error as error:
+        raise UserError(f"leave_out {pattern!r} is no regular expression: {error}.") from error
+    if not 0 < len(found) < len(layout.names):
+        what = "all parameters, so nothing would move" if found else "no parameter"
+        known = ", ".join(layout.names[:8]) + (", ..." if len(layout.names) > 8 else "")
+        raise UserError(f"leave_out {pattern!r} matches {what}. Name some of {known}.")
+    return found
 
 
 def _to_norm_of(rows: Tensor, models: Tensor) -> Tensor:
@@ -256,7 +284,13 @@ def _center(objective: Objective, theta: Tensor | None) -> Tensor:
     return objective.center if theta is None else _fitting(objective, theta, "theta").to(objective.dtype)
 
 
-def _fitting(objective: Objective, vector: Tensor, what: str) -> Tensor:
+def _fitting(objective: Objective, vector: object, what: str) -> Tensor:
+    if not isinstance(vector, Tensor):
+        make = "dict(model.named_parameters())" if isinstance(vector, nn.Module) else "state_dict"
+        raise UserError(
+            f"{what} is a {type(vector).__name__}; this objective takes vectors ({objective.layout.size},). Of "
+            f"parameters by name objective.layout.flatten({make}) makes one."
+        )
     if vector.shape != (objective.layout.size,):
         raise UserError(
             f"{what} has shape {tuple(vector.shape)}; this objective's parameters have ({objective.layout.size},)."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.descent import has_batchnorm
+from lossatlas.landscape.directions import Direction, vector_of
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
@@ -90,7 +91,7 @@ class SampledChanges(Result):
         return f"SampledChanges({self.changes.shape[1]} draws: {means})"
 
 
-def expand(objective: Objective, direction: Tensor, *, theta: Tensor | None = None) -> Expansion:
+def expand(objective: Objective, direction: Tensor | Direction, *, theta: Tensor | None = None) -> Expansion:
     """The second-order expansion of the objective at theta (default: its centre) along `direction` (n,).
 
     dL(lambda) = lambda d'g + lambda^2/2 d'Hd; [Xu2024] eq. 1. The direction is taken as it is, not scaled. Cost:
@@ -126,7 +127,7 @@ def expand(objective: Objective, direction: Tensor, *, theta: Tensor | None = No
 
 def local_pieces(
     objective: Objective,
-    direction: Tensor,
+    direction: Tensor | Direction,
     positions: Tensor | Sequence[float],
     *,
     theta: Tensor | None = None,
@@ -224,8 +225,9 @@ def sample_changes(
     )
 
 
-def checked_direction(objective: Objective, direction: Tensor) -> Tensor:
-    """The direction (n,) in the objective's dtype, on its device; raises UserError where it does not fit."""
+def checked_direction(objective: Objective, direction: Tensor | Direction) -> Tensor:
+    """The vector (n,) in the objective's dtype, on its device; raises UserError where it does not fit."""
+    direction = vector_of(direction)
     if direction.shape != (objective.layout.size,) or not bool(direction.isfinite().all()):
         raise UserError(
             f"A direction of shape {tuple(direction.shape)} was given, or one with entries that are not finite. "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
-from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.operators import SymmetricOperator, checked_operator
 from lossatlas.landscape.result import Result, with_error
 
 PROBES_AT_ONCE = 4  # products taken together share the forward pass where graphs are not kept
@@ -55,22 +55,61 @@ def hutchinson(
 ) -> TraceEstimate:
     """The mean of v' A v over random signs v (Rademacher) [Hutchinson 1990], with the standard error of that mean.
 
-    Its variance is 2 sum_{i != j} A_ij^2 a probe. `known` is added: the trace of a part that A lacks. Stops when
-    stderr <= max(rel |value|, floor), not before `min_probes` probes since few of them misjudge their own spread,
-    or after `max_matvecs`. Raises UserError for impossible budgets.
+    Its variance is 2 sum_{i != j} A_ij^2 a probe, twice the sum of the variances of the entries (v * A v)_i: the
+    standard error is that of all of them, not that of their few sums v' A v, whose long tails (a matrix of low
+    rank) make a sample of 16 underrate it where it is to stop. `known` is added: the trace of a part that A lacks.
+    Stops when stderr <= max(rel |value|, floor), not before `min_probes` probes, or after `max_matvecs`. Memory:
+    a vector in float64. Raises UserError for impossible budgets.
     """
+    spread = _Spread()
 
     def forms(signs: Tensor, images: Tensor) -> Tensor:
-        return (signs * images).sum(0, dtype=torch.float64)
+        entries = (signs * images).double()
+        spread.add(entries)
+        return entries.sum(0)
 
     return probe_mean(
-        op, forms, rel=rel, max_matvecs=max_matvecs, min_probes=min_probes, floor=floor, known=known, seed=seed
+        op,
+        forms,
+        lambda _: 2 * spread.variance,
+        rel=rel,
+        max_matvecs=max_matvecs,
+        min_probes=min_probes,
+        floor=floor,
+        known=known,
+        seed=seed,
     )
+
+
+class _Spread:
+    """The sum over the entries of vectors of their sample variances, as the vectors come [Chan 1979]."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.squares = 0.0  # summed over vectors and entries, about the mean
+
+    def add(self, columns: Tensor) -> None:
+        """Take (n, c) further vectors in."""
+        fresh = columns.shape[1]
+        mean = columns.mean(1)
+        change = mean - self.mean
+        weight = self.count * fresh / (self.count + fresh)
+        within = (columns - mean.unsqueeze(1)).square().sum()
+        self.squares += (within + weight * change.square().sum()).item()
+        self.count += fresh
+        self.mean = self.mean + change * (fresh / self.count)
+
+    @property
+    def variance(self) -> float:
+        """The sum of the variances of the entries of one vector."""
+        return self.squares / (self.count - 1)
 
 
 def probe_mean(
     op: SymmetricOperator,
     read: Callable[[Tensor, Tensor], Tensor],
+    variance: Callable[[Tensor], float],
     *,
     rel: float,
     max_matvecs: int,
@@ -79,7 +118,11 @@ def probe_mean(
     known: float,
     seed: int,
 ) -> TraceEstimate:
-    """The mean of `read(v, A v)` over random signs v, (n, c) -> (c,) in float64, stopped as `hutchinson` says."""
+    """The mean of `read(v, A v)` over random signs v, (n, c) -> (c,) in float64, stopped as `hutchinson` says.
+
+    `variance` of what was read so far, (N,), is that of one probe.
+    """
+    checked_operator(op)
     check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
     stream = _probes(op, read, max_matvecs, seed)
     forms: list[float] = []
@@ -87,7 +130,7 @@ def probe_mean(
         while len(forms) < min_probes:
             forms += next(stream)
         values = torch.tensor(forms, dtype=torch.float64)
-        mean, stderr = known + values.mean().item(), (values.std() / math.sqrt(len(forms))).item()
+        mean, stderr = known + values.mean().item(), math.sqrt(variance(values) / len(forms))
         converged = stderr <= max(rel * abs(mean), floor)
         finite = math.isfinite(mean)
         if converged or not finite or len(forms) == max_matvecs:

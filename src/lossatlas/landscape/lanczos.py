@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.krylov import Krylov
-from lossatlas.landscape.operators import SymmetricOperator
+from lossatlas.landscape.operators import SymmetricOperator, checked_operator
 from lossatlas.landscape.result import Result
 
 Which = Literal["largest", "smallest", "both"]
@@ -71,6 +71,7 @@ def eigenpairs(
     repeated eigenvalue may be found once. Raises UserError for a k that does not fit the operator or the
     budgets.
     """
+    checked_operator(op)
     wanted = 2 * k if which == "both" else k
     _check(op.size, k, wanted, which, max_matvecs, max_basis)
     capacity = min(op.size, max_matvecs, max_basis or op.size)

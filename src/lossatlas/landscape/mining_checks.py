@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.directions import Direction, vector_of
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.expansion import checked_direction
 from lossatlas.landscape.lanczos import Eigenpairs
@@ -94,7 +95,7 @@ class Comparison(Result):
         return f"Comparison(advantage {equal} at length {self.norm:.4g}, {best} each at its best)"
 
 
-def alignment(direction: Tensor, pairs: Eigenpairs) -> Alignment:
+def alignment(direction: Tensor | Direction, pairs: Eigenpairs) -> Alignment:
     """Cosines of `direction` (n,) with eigenvectors, and its projection on their span; [Xu2024] Fig. 9.
 
     The figure has the first ten at either end: `eigenpairs(hessian, 10, which="both", seed=...)`. Clustered small
@@ -102,7 +103,7 @@ def alignment(direction: Tensor, pairs: Eigenpairs) -> Alignment:
     at `ambiguous`. Projections solve with the Gram matrix of the vectors, in float64, so they need not be quite
     orthogonal. Raises UserError for vectors of another size.
     """
-    vectors = pairs.eigenvectors  # (n, k)
+    direction, vectors = vector_of(direction), pairs.eigenvectors  # (n,), (n, k)
     if direction.shape != vectors.shape[:1]:
         raise UserError(
             f"The direction has shape {tuple(direction.shape)} and the eigenvectors {tuple(vectors.shape)}. "
@@ -129,7 +130,7 @@ def alignment(direction: Tensor, pairs: Eigenpairs) -> Alignment:
 def survives(
     mining: Objective,
     held_out: Objective,
-    direction: Tensor,
+    direction: Tensor | Direction,
     lambdas: Tensor | Sequence[float],
     *,
     theta: Tensor | None = None,
@@ -167,8 +168,8 @@ def survives(
 
 def compare(
     objective: Objective,
-    first: Tensor,
-    second: Tensor,
+    first: Tensor | Direction,
+    second: Tensor | Direction,
     scales: Sequence[float],
     *,
     theta: Tensor | None = None,

@@ -37,6 +37,14 @@ def trace_of_square(
         return norms.square()
 
     found = probe_mean(
-        op, squared_norms, rel=rel, max_matvecs=max_matvecs, min_probes=min_probes, floor=0.0, known=0.0, seed=seed
+        op,
+        squared_norms,
+        lambda values: values.var().item(),
+        rel=rel,
+        max_matvecs=max_matvecs,
+        min_probes=min_probes,
+        floor=0.0,
+        known=0.0,
+        seed=seed,
     )
     return TraceOfSquare(**vars(found))

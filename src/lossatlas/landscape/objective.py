@@ -19,7 +19,7 @@ from torch.func import functional_call
 from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.batches import Batch
-from lossatlas.landscape.criterion import Criterion, LossFn
+from lossatlas.landscape.criterion import Criterion, LossFn, check_loss, checked_mean
 from lossatlas.landscape.kernels import Kernels
 from lossatlas.landscape.parameters import layout_of
 from lossatlas.landscape.random_state import preserved_rng
@@ -92,6 +92,7 @@ class Objective:
                 "The device mps has no float64, the dtype of this objective. Give dtype=torch.float32, or "
                 "device='cpu'."
             )
+        check_loss(loss)
         self.layout = layout_of(model, params)
         self.criterion = loss if isinstance(loss, Criterion) else None
         self._loss = loss
@@ -147,7 +148,7 @@ class Objective:
         """The summed loss of a batch, differentiable in `tensors`, and the number of samples it sums over."""
         if self.criterion is None:
             count = split.count(batch)
-            return self._functional(self._loss, tensors, buffers, batch) * count, count
+            return checked_mean(self._functional(self._loss, tensors, buffers, batch)) * count, count
         losses = self.criterion.loss(self.predict(tensors, buffers, batch), batch)
         return losses.sum(), losses.numel()
 

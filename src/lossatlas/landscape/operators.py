@@ -228,6 +228,18 @@ class HessianOperator:
         return max(1, sum(storages.values()))
 
 
+def checked_operator(op: SymmetricOperator) -> SymmetricOperator:
+    """The operator; raises UserError for what is none, such as the Objective itself."""
+    if isinstance(op, Objective):
+        raise UserError("An Objective is no operator. Give its Hessian: lossatlas.hessian(objective).")
+    if missing := [name for name in ("size", "dtype", "device", "__matmul__") if not hasattr(op, name)]:
+        raise UserError(
+            f"A {type(op).__name__} is no symmetric operator: it lacks {', '.join(missing)}. Give "
+            "lossatlas.hessian(objective), or one of lossatlas.from_matrix and its likes."
+        )
+    return op
+
+
 def hessian(objective: Objective, theta: Tensor | None = None, *, memory: int = KEPT_BYTES) -> HessianOperator:
     """The Hessian of the objective at theta (default: its centre); `memory` bounds the bytes of kept graphs."""
     return HessianOperator(objective, objective.center if theta is None else theta, memory=memory)

@@ -147,7 +147,7 @@ def _axes(objective: Objective, models: Tensor, names: Names, eps: float) -> tup
         if side <= resolution:
             raise UserError(
                 f"The models {names[i]} and {names[j]} are equal up to rounding (their distance is {side:.3g}), "
-                "so the three span no plane. Give three different ones."
+                f"so the three ({', '.join(names)} in the order given) span no plane. Give three different ones."
             )
     width = sides[0, 1]
     u = (wide[1] - wide[0]) / width

@@ -114,16 +114,17 @@ def curve_shape(
 
     - v-basin: one minimum, and the model at it
     - v-side: no turning point, or one minimum with the model on the slope
-    - w-basin: minimum, maximum, minimum, and the model at a minimum
+    - w-basin: minimum, maximum, minimum, and the model in a valley: on either side of the maximum, the barrier,
+      with a smaller loss than there
     - w-peak: the model at a maximum, with at most one minimum on each side. [Xu2024] counts three turning points
       where both valleys lie in the window and one where neither does; here also two, where one does
     - vvv-basin: three minima, two maxima, wherever the model is
     - other: all else, with its count
 
     The model is *at* the turning point nearest to it if that is not further than one grid step; between two at the
-    same distance it is on a slope. The range and grid belong to the class: see `CURVE_GRIDS`. `tolerance` is that
-    of `turning_points`; a value that is not finite gives no class. `guessing`, such as `Curve.guessing`, splits
-    the count. Raises UserError where `at` is not one of the positions.
+    same distance it is on a slope (which may be that of a valley of a w-basin). The range and grid belong to the
+    class: see `CURVE_GRIDS`. `tolerance` is that of `turning_points`; a value that is not finite gives no class.
+    `guessing`, such as `Curve.guessing`, splits the count. Raises UserError where `at` is none of the positions.
     """
     x, y = _curve(positions, values)
     step = float(np.diff(x).max()) * (1 + STEP_SLACK)
@@ -137,8 +138,10 @@ def curve_shape(
     model = ""  # on a slope
     if near and near[0][0] <= step and (len(near) == 1 or near[1][0] > near[0][0] * (1 + STEP_SLACK)):
         model = kinds[near[0][1]]
+    loss = float(y[np.abs(x - at).argmin()])
+    barriers = [p.value for p in points if p.kind == "maximum"]
     return CurveShape(
-        kind=_curve_kind(kinds, model),
+        kind=_curve_kind(kinds, model, is_below=all(loss < barrier for barrier in barriers)),
         stationary=points,
         below=sum(p.value < guessing for p in points),
         above=sum(p.value >= guessing for p in points),
@@ -178,13 +181,16 @@ def gmi(positions: Any, values: Any, *, at: float = 0.0, tolerance: float = 0.0)
     )
 
 
-def _curve_kind(kinds: str, model: str) -> CurveKind:
-    """The class of a sequence of minima (v) and maxima (^), the model being at one of them or on a slope."""
+def _curve_kind(kinds: str, model: str, *, is_below: bool) -> CurveKind:
+    """The class of a sequence of minima (v) and maxima (^), the model being at one of them or on a slope.
+
+    `is_below`: the model's loss is smaller than at every maximum.
+    """
     if model == "^" and kinds in ("^", "v^", "^v", "v^v"):
         return "w-peak"
     if kinds in ("", "v"):
         return "v-basin" if model else "v-side"
-    if kinds == "v^v" and model == "v":
+    if kinds == "v^v" and is_below:
         return "w-basin"
     return "vvv-basin" if kinds == "v^v^v" else "other"
 

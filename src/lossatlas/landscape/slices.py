@@ -6,7 +6,7 @@ Positions are computed from the centre, one by one. Values are kept as they come
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.angles import DEPENDENT, angle
-from lossatlas.landscape.directions import Direction, DirectionInfo
+from lossatlas.landscape.directions import Direction, DirectionInfo, given, vector_of
 from lossatlas.landscape.first_layer import SplitFirstLayer, split_first_layer
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.random_state import preserved_rng
@@ -114,7 +114,7 @@ def evenly(a: float, b: float, points: int) -> Tensor:
 
 def line(
     objective: Objective,
-    direction: Direction | Sequence[Direction],
+    direction: Direction | Tensor | Sequence[Direction | Tensor],
     *,
     a: float = -1.0,
     b: float = 1.0,
@@ -130,6 +130,7 @@ def line(
 
     The value at lambda is bitwise objective.values(theta + lambda * d), except where `fast` finds that linear
     layers on the inputs can be computed once (`first_layer`; then equal to rounding, and `method` says so).
+    A tensor (n,) is a direction, too, as it is.
     `classes` = C marks the loss of random guessing, ln C. Cost: one pass over the data a point (two under
     `"recalibrate"`), and 1 to 6 more.
 
@@ -137,7 +138,8 @@ def line(
     is not computed again (the caller sees to it that objective, directions and grid are the same).
     `progress(finished, total)` is called after each point.
     """
-    several = [direction] if isinstance(direction, Direction) else list(direction)
+    single = isinstance(direction, Direction) or (isinstance(direction, Tensor) and direction.dim() == 1)
+    several = _directions(objective, [direction] if single else direction, theta)  # type: ignore[list-item,arg-type]
     positions = evenly(a, b, points)
     spots = {
         (i, j): tuple(x if k == i else 0.0 for k in range(len(several)))
@@ -160,8 +162,8 @@ def line(
 
 def surface(
     objective: Objective,
-    first: Direction,
-    second: Direction,
+    first: Direction | Tensor,
+    second: Direction | Tensor,
     *,
     extent: tuple[Interval, Interval] = ((-1.0, 1.0), (-1.0, 1.0)),
     grid: tuple[int, int] = (21, 21),
@@ -178,7 +180,8 @@ def surface(
     are; `cosine` says how far from orthogonal (`angles.orthogonalised` makes them so). All else is as for `line`.
     Raises UserError for parallel directions, which span no plane.
     """
-    between = angle(first.vector, second.vector)
+    first, second = _directions(objective, [first, second], theta)
+    between = angle(first, second)
     if not math.sin(math.radians(between.degrees)) > DEPENDENT:
         raise UserError(
             f"The directions {first.name} and {second.name} have the cosine {between.cosine:.8g}, so they span no "
@@ -203,6 +206,16 @@ def surface(
         batchnorm=objective.batchnorm,
         method=walk.method,
     )
+
+
+def _directions(
+    objective: Objective, directions: Iterable[Direction | Tensor], theta: Tensor | None
+) -> list[Direction]:
+    """The directions, with names for those that are bare vectors."""
+    return [
+        d if isinstance(d, Direction) else given(objective, vector_of(d), name=f"direction {k}", theta=theta)
+        for k, d in enumerate(directions, 1)
+    ]
 
 
 class _Walk:

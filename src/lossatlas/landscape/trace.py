@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.criterion import Criterion
@@ -69,6 +70,11 @@ def trace(
     sum is at most twice the cheaper way. It also serves where layers beside Linear, Conv2d and BatchNorm would
     make tr G form more than 2^33 entries of single-sample gradients. `reason` says why a trace is not exact.
     """
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"trace takes an Objective, of which it takes the Hessian, not a {type(objective).__name__}. The "
+            "trace of an operator is that of lossatlas.landscape.hutchinson.hutchinson(operator, seed=...)."
+        )
     check_budget(rel=rel, floor=floor, min_probes=min_probes, max_matvecs=max_matvecs)
     theta = objective.center if theta is None else theta
     probe = partial(hutchinson, rel=rel, min_probes=min_probes, floor=floor, seed=seed)

@@ -59,7 +59,7 @@ STEPS: tuple[Measure, ...] = (
         {"models": models.EVALUATION_QUANTITIES},
         always=True,
     ),
-    Measure("hessian", "model", s.Hessian, 1, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
+    Measure("hessian", "model", s.Hessian, 2, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
     Measure(
         "curve",
         "pair",

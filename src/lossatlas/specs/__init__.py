@@ -5,6 +5,8 @@ All problems of a spec are reported at once, each with its key, what was given a
 
 from lossatlas.specs.reading import overridden, parse, read, scaled, validate
 from lossatlas.specs.schema import Data, EarlyStop, Model, Optimizer, Schedule, Spec, Task, Train
+from lossatlas.specs.site import slurm_settings
+from lossatlas.specs.slurm import Slurm
 
 __all__ = [
     "Data",
@@ -12,6 +14,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Schedule",
+    "Slurm",
     "Spec",
     "Task",
     "Train",
@@ -19,5 +22,6 @@ __all__ = [
     "parse",
     "read",
     "scaled",
+    "slurm_settings",
     "validate",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lossatlas import measures, registry
-from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Spec
+from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Spec, Train
 
 LARGEST_SEED = 2**63 - 1  # the results keep seeds as 64-bit integers
 
@@ -17,6 +17,7 @@ def problems(spec: Spec) -> list[str]:
     asked = {name: settings for name, settings in spec.measured() if settings is not None}
     return [
         *_seed_problems(spec.seeds),
+        *_keep_problems(spec.train),
         *_axis_problems(spec),
         *_name_problems(spec),
         *(measures.problems(asked, spec.seeds) if spec.seeds else []),
@@ -37,6 +38,13 @@ def _seed_problems(seeds: tuple[int, ...]) -> list[str]:
     if len(set(seeds)) < len(seeds):
         problems.append(f"seeds: {list(seeds)} was given; allowed is each seed once")
     return problems
+
+
+def _keep_problems(train: Train) -> list[str]:
+    allowed = f"allowed are epochs from 0 (the initialisation) to {train.epochs}, each once"
+    wrong = [epoch for epoch in train.keep if not 0 <= epoch <= train.epochs]
+    twice = len(set(train.keep)) < len(train.keep)
+    return [f"train.keep: {list(train.keep)} was given; {allowed}"] if wrong or twice else []
 
 
 def _axis_problems(spec: Spec) -> list[str]:

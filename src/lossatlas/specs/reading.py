@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from lossatlas.errors import FileError, SpecError
 from lossatlas.specs import checks
 from lossatlas.specs.schema import Spec
+from lossatlas.specs.slurm import Slurm
 
 LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
@@ -69,6 +70,14 @@ def validate(raw: Mapping[str, Any], source: str) -> Spec:
     if problems:
         raise SpecError(source, problems)
     return spec
+
+
+def slurm_section(raw: Mapping[str, Any], source: str) -> Slurm:
+    """The section `slurm` by itself, from plain data; raises SpecError with every problem."""
+    try:
+        return Spec.model_validate_json(json.dumps({**_NEUTRAL, "slurm": raw}, default=str)).slurm
+    except ValidationError as error:
+        raise SpecError(source, [_sentence(e) for e in error.errors()]) from None
 
 
 # Completes a spec that lacks required keys without giving the checks anything to complain about.
@@ -177,6 +186,8 @@ def scaled(spec: Spec, scale: float) -> Spec:
         raw[role] = {name: some(values) for name, values in raw[role].items()}
     raw["seeds"] = list(spec.seeds)[: max(2, round(scale * len(spec.seeds)))]
     raw["train"]["epochs"] = max(1, round(scale * spec.train.epochs))
+    if spec.train.keep:
+        raw["train"]["keep"] = sorted({min(epoch, raw["train"]["epochs"]) for epoch in spec.train.keep})
     connectivity = raw.get("measures", {}).get("connectivity")
     if connectivity is not None:
         connectivity["epochs"] = max(1, round(scale * spec.measures.model_dump()["connectivity"]["epochs"]))

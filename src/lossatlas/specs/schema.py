@@ -11,6 +11,7 @@ from pydantic import Field, create_model
 from lossatlas import measures, registry
 from lossatlas.results import Axis, Cell
 from lossatlas.settings import Count, Finite, Fraction, NonNegative, Positive, Settings
+from lossatlas.specs.slurm import Slurm
 
 # Which section and key of the spec an axis varies, and what its values may be.
 AXES: dict[str, tuple[str, str, Literal["count", "fraction", "positive", "non-negative"]]] = {
@@ -90,6 +91,7 @@ class Train(Settings):
     batch_size: Count = 128
     epochs: Count
     early_stop: EarlyStop = EarlyStop()
+    keep: tuple[int, ...] = ()  # epochs whose weights are kept as well; 0: the initialisation
 
 
 _SECTIONS: dict[str, Any] = {row.name: (row.settings | None, None) for row in measures.TABLE if not row.always}
@@ -123,6 +125,7 @@ class Spec(Settings):
     )
     measures: Measures = Measures()
     phases: Phases = Phases()
+    slurm: Slurm = Slurm()
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -129,7 +129,8 @@ def _attrs(spec: Spec, fingerprint: str) -> dict[str, Any]:
     return {
         "lossatlas_version": version("lossatlas"),
         "name": spec.name,
-        "spec": spec.model_dump(mode="json", exclude_unset=True),  # as it was given, so that it can be run again
+        # As it was given, so that it can be run again; where it ran is no part of the results.
+        "spec": spec.model_dump(mode="json", exclude_unset=True, exclude={"slurm"}),
         "data_fingerprint": fingerprint,
         "batchnorm": {"models": "eval", "curves": "recalibrate"},
         "connectivity_rule": connectivity.rule if connectivity else "",

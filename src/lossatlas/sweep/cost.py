@@ -1,9 +1,9 @@
-"""What a plan will cost: seconds in one process from a short probe of each model, bytes of disk and memory."""
+"""What a plan will cost: seconds in one process from a short probe of its models, bytes of disk and memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,25 +19,36 @@ from lossatlas.specs import Task, Train
 from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses, models
+from lossatlas.tasks.samples import FLOAT_LIMIT
 
 PROBE_BATCHES = (8, 32)  # a step takes a + b B seconds; two sizes give a and b
-PROBE_SECONDS = 8.0  # what is left unprobed after that is scaled by the number of parameters
-STEP_OVERHEAD = 0.01  # s: writing and syncing the files of a step
+PROBED = 12  # models at most; those between are interpolated by their numbers of parameters
+PROBE_SECONDS = 4.0  # and no further model is begun after that
+STEP_OVERHEAD = 0.025  # s: writing and syncing the files of a step
 
-# In units of one gradient on the same samples (measured on ResNet18 and a perceptron; see benchmarks/).
+# In units of one gradient on the same samples. Products and the trace as `operators.HessianOperator` and
+# benchmarks/training.py have them for a ResNet18 (1.7; a perceptron: 1.0): too long rather than too short.
 FORWARD = 1 / 3
-MATVECS = 60  # products until both ends of the spectrum are there, typically
-MATVEC = 2.7
+MATVECS = 25  # products until both ends of the spectrum are there: 12 to 26 on ResNet18 and a perceptron
+MATVEC = 1.7
+TRACE_CLASS = 1.75  # of the exact trace, a class
 CURVE_EPOCH = 1.2
+
+# Bytes, fitted to the peak of workers' resident memory (benchmarks/results/cells.md).
+PROCESS = 500_000_000  # Python, torch and what the measures load
+VECTORS = 16  # of the size of the parameters: weights kept of two models and a curve, gradients, velocity
+KEPT_GRAPH = 3.0  # what a differentiated gradient keeps, in units of what a gradient does
+KEPT_BYTES = 1 << 30  # where kept graphs (operators.KEPT_BYTES) and a Krylov basis (models.BASIS_BYTES) end
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Seconds a + b B of a training step with batch B, and the number of parameters."""
+    """Seconds a + b B of a training step with batch B, the number of parameters, bytes of activations a sample."""
 
     fixed: float
     per_sample: float
     parameters: int
+    activations: float
 
     def gradients(self, samples: float, batch: int) -> float:
         """Seconds of gradients on so many samples, in batches."""
@@ -51,7 +62,12 @@ class Estimate:
     names: tuple[str, ...]  # the kinds of steps, in the order of a cell's steps
     seconds: NDArray[np.float64]  # (cells, names): of one step of each kind
     disk: int
-    memory: int  # of one process
+    memories: NDArray[np.float64]  # (cells,): bytes of one process at its peak
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one process that does all cells."""
+        return int(self.memories.max())
 
     def of(self, plan: Plan) -> Callable[[str, Cell], float]:
         """The predicted seconds of a step of `plan`, by its name and cell."""
@@ -69,22 +85,21 @@ def estimate(plan: Plan, facts: Facts) -> Estimate:
     """Predict the cost of every step of a plan, by timing a few training steps of each model."""
     costs = _model_costs({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
     kinds = plan.kinds()
-    known: dict[tuple[int, int], tuple[float, ...]] = {}  # by the task and the training, which cells share
-    rows = []
+    known: dict[tuple[int, int], tuple[tuple[float, ...], float]] = {}  # by the task and training that cells share
+    found = []
     disk = 0
     for cell in plan.cells:
         task, train = plan.task(cell), plan.train(cell)
         cost = costs[_model_key(task)]
         pair = (id(task), id(train))
         if pair not in known:
-            known[pair] = tuple(_seconds(name, setting, task, train, cost, facts) for name, setting in kinds)
-        rows.append(known[pair])
-        # Best, early-stopped and final weights.
-        disk += len(plan.spec.seeds) * (3 * 4 * cost.parameters + 20_000)
-    largest = max(cost.parameters for cost in costs.values())
-    images = (facts.n_train + facts.n_test) * int(torch.Size(facts.input_shape).numel())
-    memory = 600_000_000 + images + 4 * largest * (12 + MATVECS)  # torch itself, the images, a Krylov basis
-    return Estimate(tuple(name for name, _ in kinds), np.array(rows), disk, memory)
+            seconds = tuple(_seconds(name, setting, task, train, cost, facts) for name, setting in kinds)
+            known[pair] = seconds, _memory([setting for _, setting in kinds], task, train, cost, facts)
+        found.append(known[pair])
+        kept = 3 + len(train.keep)  # best, early-stopped and final weights, and those asked for
+        disk += len(plan.spec.seeds) * (kept * 4 * cost.parameters + 20_000)
+    names = tuple(name for name, _ in kinds)
+    return Estimate(names, np.array([row for row, _ in found]), disk, np.array([peak for _, peak in found]))
 
 
 def _model_key(task: Task) -> str:
@@ -92,18 +107,35 @@ def _model_key(task: Task) -> str:
 
 
 def _model_costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost]:
-    """The cost of each model: from a probe, the smallest models first, until PROBE_SECONDS are over."""
-    known: dict[str, ModelCost] = {}
-    start = time.monotonic()
+    """The cost of each model: some are probed, spread evenly by size, the smallest first, within PROBE_SECONDS."""
+    probed: dict[str, ModelCost] = {}
     with one_thread(), torch.random.fork_rng(devices=[]):
-        for key in sorted(
-            tasks, key=lambda k: sum(v for v in tasks[k].model.options.values() if isinstance(v, int))
-        ):
-            if time.monotonic() - start < PROBE_SECONDS:
-                known[key] = _probe(tasks[key], facts)
-            else:
-                known[key] = _scaled(list(known.values())[-1], _parameters(tasks[key], facts))
-    return known
+        sizes = {key: _parameters(task, facts) for key, task in tasks.items()}
+        ordered = sorted(tasks, key=lambda key: sizes[key])
+        chosen = {ordered[round(k * (len(ordered) - 1) / (PROBED - 1))] for k in range(PROBED)}
+        start = time.monotonic()
+        for key in ordered:
+            if key in chosen and (not probed or time.monotonic() - start < PROBE_SECONDS):
+                probed[key] = _probe(tasks[key], facts)
+    known = list(probed.values())
+    return {key: probed.get(key) or _between(known, sizes[key]) for key in ordered}
+
+
+def _between(known: Sequence[ModelCost], parameters: int) -> ModelCost:
+    """The cost of a model of this size: a power of it between two probed ones, in proportion to it beyond them."""
+    sizes = np.log([cost.parameters for cost in known])
+
+    def power_law(values: Sequence[float]) -> float:
+        inside = np.interp(np.log(parameters), sizes, np.log(np.maximum(values, 1e-12)))
+        largest = max(cost.parameters for cost in known)
+        return float(np.exp(inside)) * max(1.0, parameters / largest)
+
+    return ModelCost(
+        power_law([cost.fixed for cost in known]),
+        power_law([cost.per_sample for cost in known]),
+        parameters,
+        power_law([cost.activations for cost in known]),
+    )
 
 
 def _model(task: Task, facts: Facts) -> torch.nn.Module:
@@ -113,29 +145,59 @@ def _model(task: Task, facts: Facts) -> torch.nn.Module:
 
 
 def _parameters(task: Task, facts: Facts) -> int:
-    with torch.device("meta"):  # shapes without numbers
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            return sum(p.numel() for p in _model(task, facts).parameters())
+    except Exception:  # a model of one's own may need the numbers; what else is wrong with it, this says again
         return sum(p.numel() for p in _model(task, facts).parameters())
-
-
-def _scaled(cost: ModelCost, parameters: int) -> ModelCost:
-    return ModelCost(cost.fixed, cost.per_sample * parameters / cost.parameters, parameters)
 
 
 def _probe(task: Task, facts: Facts) -> ModelCost:
     model, criterion = _model(task, facts), losses.build(task.loss)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}  # bytes of what the gradient needs, by storage, so that nothing counts twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
     seconds = []
     for size in PROBE_BATCHES:
         batch = (torch.zeros(size, *facts.input_shape), torch.zeros(size, dtype=torch.long))
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()  # not by the clock: others may be at work here
             with registry.blamed(f"model {task.model.name!r} on inputs of shape {facts.input_shape}"):
-                criterion(model, batch).backward()
-            times.append(time.perf_counter() - start)
+                kept.clear()
+                with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                    loss = criterion(model, batch)
+                loss.backward()
+            times.append(time.process_time() - start)
         seconds.append(min(times))
     small, large = PROBE_BATCHES
     slope = max(seconds[1] - seconds[0], 0.1 * seconds[1]) / (large - small)
-    return ModelCost(max(0.0, seconds[0] - small * slope), slope, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    activations = sum(size for storage, size in kept.items() if storage not in weights) / large
+    return ModelCost(max(0.0, seconds[0] - small * slope), slope, parameters, activations)
+
+
+def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost: ModelCost, facts: Facts) -> float:
+    """Bytes of a worker at the peak of a cell: its data, models, and the largest of its steps."""
+    sample = int(torch.Size(facts.input_shape).numel())
+    n = task.data.n_train or facts.n_train
+    data = (facts.n_train + facts.n_test) * sample + 2 * _samples(n * sample) + _samples(facts.n_test * sample)
+    largest = train.batch_size * cost.activations
+    for each in settings:
+        if isinstance(each, s.Hessian):
+            graphs = min(KEPT_BYTES, KEPT_GRAPH * min(each.images, n) * cost.activations)
+            largest = max(largest, graphs + min(KEPT_BYTES, MATVECS * 4 * cost.parameters))
+    return PROCESS + data + VECTORS * 4 * cost.parameters + largest
+
+
+def _samples(numbers: int) -> int:
+    """Bytes of inputs that are kept as `tasks.samples.Samples` does it."""
+    return 4 * numbers if 4 * numbers <= FLOAT_LIMIT else numbers
 
 
 def _seconds(
@@ -149,10 +211,12 @@ def _seconds(
         return STEP_OVERHEAD + everything
     if isinstance(settings, s.Hessian):
         images = min(settings.images, n)
-        units = min(settings.max_matvecs, MATVECS) * MATVEC + facts.classes
+        units = min(settings.max_matvecs, MATVECS) * MATVEC + facts.classes * TRACE_CLASS
         return STEP_OVERHEAD + units * cost.gradients(images, images)
     if isinstance(settings, s.Connectivity):
         if name == "curve":
             return STEP_OVERHEAD + CURVE_EPOCH * cost.gradients(settings.epochs * n, settings.batch_size)
         return STEP_OVERHEAD + settings.points * (everything + cost.gradients(n * FORWARD, 128))
+    if isinstance(settings, s.CKA):
+        return STEP_OVERHEAD + 2 * cost.gradients(settings.images * FORWARD, 1024)
     return STEP_OVERHEAD

@@ -1,7 +1,8 @@
 """What a worker tells while it works: lines for its log, and a note that says what it has in hand.
 
-The note is `DIR/running/<host>-<pid>.json`; `status` reads it. It is removed when the worker leaves, and one whose
-writer no longer lives is not believed.
+The note is `DIR/running/<host>-<pid>.json`; `status` reads it. It is removed when the worker leaves; one whose
+writer no longer lives is not believed, and removed by the next run. What cannot be written is left out: neither a
+log nor a note is worth a step.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lossatlas import files
+from lossatlas.errors import FileError
 from lossatlas.sweep.plan import Step
 
-PULSE = 10.0  # s between two notes, at least
+PULSE = 10.0  # s between two notes on one step, at least
 
 
 class Journal:
@@ -26,14 +29,26 @@ class Journal:
 
     def __init__(self, folder: Path, worker: str) -> None:
         self._note = folder / "running" / f"{_host()}-{os.getpid()}.json"
-        self._about = {"worker": worker, "host": _host(), "pid": os.getpid(), "job": _job()}
+        self._about = {
+            "worker": worker,
+            "host": _host(),
+            "pid": os.getpid(),
+            "job": _job(),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        }
         self._step: Step | None = None
         self._started = self._last = 0.0
+
+    @property
+    def where(self) -> str:
+        """Where Slurm has put the worker, for its log; empty outside."""
+        node, gpus = os.environ.get("SLURMD_NODENAME"), self._about["gpus"]
+        return f" in job {self._about['job']} on {node}" + f" with GPU {gpus}" * bool(gpus) if node else ""
 
     def begins(self, step: Step) -> None:
         """A step is begun."""
         self._step, self._started = step, time.time()
-        self._pulse(0.0, force=self._started - self._last > PULSE)
+        self._write(0.0)
 
     def finished(self, step: Step, status: str) -> None:
         """A step was done and committed."""
@@ -45,40 +60,51 @@ class Journal:
     def advanced(self, step: Step, epoch: int, epochs: int, loss: float) -> None:
         """An epoch of a long step is done."""
         self.line(f"{_named(step)}: epoch {epoch} of {epochs}, loss {loss:.6g}")
-        self._pulse(epoch / epochs)
+        if time.time() - self._last >= PULSE:
+            self._write(epoch / epochs)
 
     def line(self, text: str) -> None:
         """A line of the log, with the time."""
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201  # the log
+        with contextlib.suppress(OSError):
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201  # the log
 
     def leaves(self) -> None:
         """The worker leaves: nothing is in hand any more."""
-        self._note.unlink(missing_ok=True)
+        files.remove(self._note)
 
-    def _pulse(self, fraction: float, *, force: bool = False) -> None:
-        now = time.time()
-        if self._step is None or (now - self._last < PULSE and not force):
-            return
-        self._last = now
+    def _write(self, fraction: float) -> None:
+        assert self._step is not None
+        now = self._last = time.time()
         step = {"step": self._step.name, "cell": list(self._step.cell), "seeds": list(self._step.seeds)}
         times = {"since": round(self._started, 1), "at": round(now, 1)}
         note = {**self._about, **step, **times, "fraction": round(fraction, 4)}
-        files.write_file(self._note, json.dumps(note).encode())
+        with contextlib.suppress(FileError):
+            files.write_file(self._note, json.dumps(note).encode(), durable=False)
 
 
 def running(folder: Path) -> list[dict[str, Any]]:
     """The notes of the workers of a run folder that may be at work; those known to be dead are left out."""
-    found = []
+    return [note for _, note, alive in _notes(folder) if alive]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what workers of this host that no longer live have left among the notes of a run folder."""
+    files.remove_dead_temporaries(folder / "running")
+    for path, _, alive in _notes(folder):
+        if not alive:
+            files.remove(path)
+
+
+def _notes(folder: Path) -> Iterator[tuple[Path, dict[str, Any], bool]]:
+    """Every note with its file, and whether its writer may live, which of another host one cannot know."""
     for path in sorted((folder / "running").glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             note: dict[str, Any] = json.loads(path.read_text())
-            if note["host"] != _host() or files.lives(int(note["pid"])):
-                found.append(note)
-    return found
+            yield path, note, note["host"] != _host() or files.lives(int(note["pid"]))
 
 
 def _named(step: Step) -> str:
-    return f"cell {' '.join(f'{v:g}' for v in step.cell)}, {step.name} of seed {' '.join(map(str, step.seeds))}"
+    return f"cell {' '.join(f'{v:.12g}' for v in step.cell)}, {step.name} of seed {' '.join(map(str, step.seeds))}"
 
 
 def _host() -> str:

@@ -1,8 +1,16 @@
 """Workers as processes of this machine: they are handed one cell at a time through a pipe, the longest first.
 
-A worker is `lossatlas worker DIR --pipe`: it reads the numbers of cells from its standard input and answers with
-one JSON object a line on its standard output. It is in the driver's process group, so that Ctrl-C reaches it, and
-it leaves at the next good place when its input ends, so that a driver that was killed leaves no orphan.
+A worker reads the numbers of cells from its standard input, a line each, and answers on its standard output with
+JSON objects, a line each, whose `event` is
+
+    ready                       it is up and waits for a cell
+    finished, advanced          how far it is with a cell (see cli.progress)
+    cell {cell, failures}       the cell is done; `failures`: the reasons of steps that raised, by their keys
+    left                        it was told to leave, by a signal or the end of its input, and has kept what it had
+    error {reason}              a mistake that no other worker would be spared: the run ends with this reason
+
+A worker that ends with a cell in hand and has not said `left` has died. Workers are in the driver's process group,
+so that Ctrl-C reaches them, and leave when their input ends, so that a driver that was killed leaves no orphan.
 """
 
 from __future__ import annotations
@@ -13,7 +21,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +30,12 @@ from typing import IO, Any
 
 from lossatlas.errors import UserError
 
-ATTEMPTS = 3  # of a cell whose worker dies
-GRACE = 600.0  # s that a worker has to leave after it was asked to: long enough for a step that cannot be left
+ATTEMPTS = 3  # of a cell whose worker dies, and of workers in a row to start
+GRACE = 600.0  # s that workers have to leave after they were asked to: long enough for a step that cannot be left
+ENDING = 10.0  # s between the end of a worker's output and that of its process
+PULSE = 1.0  # s between two looks for workers that ended while a process of theirs holds their output open
 TAIL = 12  # lines of a dead worker's log that are kept with the reason
+TAIL_BYTES = 1 << 14
 
 Event = Mapping[str, Any]
 
@@ -38,13 +48,25 @@ class Slot:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def slots(workers: int, gpus: Sequence[str] = (), per_gpu: int = 1) -> list[Slot]:
-    """The places for workers: `per_gpu` on each of `gpus`, else `workers` with one thread each."""
+def slots(workers: int | None, cores: int, gpus: Sequence[str] = (), per_gpu: int = 1) -> list[Slot]:
+    """The places for workers, one thread each: `workers` of them, else one a core, or `per_gpu` on each of `gpus`.
+
+    Those of GPUs go round the GPUs, so that no number of workers burdens one by two more than another.
+    """
     quiet = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     if not gpus:
-        return [Slot(k, quiet) for k in range(workers)]
-    places = [gpu for _ in range(per_gpu) for gpu in gpus]
-    return [Slot(k, {**quiet, "CUDA_VISIBLE_DEVICES": gpu}) for k, gpu in enumerate(places)]
+        return [Slot(k, quiet) for k in range(workers or cores)]
+    count = workers or per_gpu * len(gpus)
+    return [Slot(k, {**quiet, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]}) for k in range(count)]
+
+
+def visible_gpus(setting: str | None, count: int) -> list[str]:
+    """The `count` GPUs that a process sees, as its CUDA_VISIBLE_DEVICES, which may be unset, names them."""
+    return (
+        [str(k) for k in range(count)]
+        if setting is None
+        else [name.strip() for name in setting.split(",")][:count]
+    )
 
 
 class _Process:
@@ -53,7 +75,7 @@ class _Process:
     def __init__(self, slot: Slot, command: Sequence[str], log: Path) -> None:
         self.slot = slot
         self.cell: int | None = None
-        self.ready = False
+        self.ready = self.left = False
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stream:
@@ -62,6 +84,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
+                bufsize=0,
                 env={**os.environ, **slot.environment},
             )
         self._rest = b""
@@ -72,9 +95,11 @@ class _Process:
         return self.popen.stdout
 
     def give(self, cell: int) -> None:
-        """Hand over a cell; a worker that has died is noticed by its output."""
+        """Hand over a cell; a worker that has died is noticed by its end."""
+        assert self.popen.stdin is not None
         self.cell = cell
-        self._write(f"{cell}\n".encode())
+        with contextlib.suppress(OSError):
+            self.popen.stdin.write(f"{cell}\n".encode())
 
     def close(self) -> None:
         """No more cells."""
@@ -88,62 +113,66 @@ class _Process:
         if not chunk:
             return None
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
+        return [json.loads(line) for line in lines]
 
     def end(self) -> str:
         """How the process ended, with the tail of its log."""
-        code = self.popen.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        with contextlib.suppress(OSError):
-            tail = self.log.read_text(errors="replace").splitlines()[-TAIL:]
-            return "\n".join([f"its worker ended with {how}; the end of {self.log.name}:", *tail])
-        return f"its worker ended with {how}"
-
-    def _write(self, content: bytes) -> None:
-        assert self.popen.stdin is not None
-        with contextlib.suppress(OSError):
-            self.popen.stdin.write(content)
-            self.popen.stdin.flush()
+        try:
+            code = self.popen.wait(ENDING)
+        except subprocess.TimeoutExpired:  # hangs where it should leave
+            self.popen.kill()
+            code = self.popen.wait()
+        self.close()
+        self.output.close()
+        how = f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+        return "\n".join([f"its worker ended with {how}; the end of {self.log}:", *tail(self.log)])
 
 
 class LocalEngine:
-    """Hands cells to worker processes, replaces those that die, and gives up a cell that kills three of them."""
+    """Hands cells to worker processes, replaces those that die, and gives up a cell that three have died with."""
 
-    def __init__(self, folder: Path, places: Sequence[Slot], device: str, hear: Callable[[Event], None]) -> None:
-        self._command = [sys.executable, "-m", "lossatlas", "worker", str(folder), "--pipe", "--device", device]
-        self._folder = folder
-        self._places = places
-        self._hear = hear
+    def __init__(
+        self, command: Sequence[str], logs: Path, places: Sequence[Slot], hear: Callable[[Event], None]
+    ) -> None:
+        self._command, self._logs, self._places, self._hear = command, logs, places, hear
         self._selector = selectors.DefaultSelector()
         self._processes: list[_Process] = []
         self._queue: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
-        self._stillborn = 0  # workers in a row that died before they were ready
+        self._stillborn = 0  # workers in a row that ended before they were ready
+        self._leaving = False
         self.given_up: dict[int, str] = {}  # cells, and why
         self.failures: dict[str, str] = {}  # keys of steps that raised, and why
 
     def run(self, cells: Sequence[int]) -> None:
         """Do the cells, in their order; returns when all are done, failed or given up.
 
-        Raises UserError when workers die before they can start. Whatever ends it, no worker outlives it.
+        Raises UserError when workers cannot start, or meet what no other would be spared (a full disk). Whatever
+        ends it, no worker outlives it: they are asked to leave, and another exception meanwhile kills them.
         """
         self._queue = deque(cells)
         try:
             for slot in self._places[: len(self._queue)]:
                 self._start(slot)
             while self._processes:
-                for key, _ in self._selector.select():
-                    self._attend(key.data)
+                self._listen(PULSE)
+        finally:
             self._leave()
-        except BaseException:
-            self._leave()
-            raise
 
     def _start(self, slot: Slot) -> None:
-        log = self._folder / "logs" / f"worker-{slot.number}.log"
-        process = _Process(slot, self._command, log)
+        process = _Process(slot, self._command, self._logs / f"worker-{slot.number}.log")
         self._processes.append(process)
         self._selector.register(process.output, selectors.EVENT_READ, process)
+
+    def _listen(self, seconds: float) -> None:
+        """Attend to what workers say, and to their ends, for which to wait at most so long."""
+        ended = [process for process in self._processes if process.popen.poll() is not None]
+        heard = [key.data for key, _ in self._selector.select(0.0 if ended else seconds)]
+        for process in heard:
+            self._attend(process)
+        for process in ended:
+            if process not in heard:  # all it said was heard, yet a process that it started holds its output
+                self._bury(process)
 
     def _attend(self, process: _Process) -> None:
         events = process.events()
@@ -151,7 +180,8 @@ class LocalEngine:
             self._bury(process)
             return
         for event in events:
-            if event["event"] in ("ready", "cell"):
+            kind = event["event"]
+            if kind in ("ready", "cell"):
                 self._stillborn = 0
                 process.ready, process.cell = True, None
                 self.failures |= event.get("failures", {})
@@ -159,46 +189,74 @@ class LocalEngine:
                     process.give(self._queue.popleft())
                 else:
                     process.close()
+            elif kind == "left":
+                process.left = True
+            elif kind == "error" and not self._leaving:
+                raise UserError(event["reason"])
             self._hear({**event, "worker": process.slot.number})
 
     def _bury(self, process: _Process) -> None:
         self._selector.unregister(process.output)
-        process.output.close()
-        process.close()
         self._processes.remove(process)
         reason = process.end()
-        if process.cell is None and process.ready:
-            return  # it had nothing in hand
-        if not process.ready:
+        if self._leaving:
+            return
+        if process.cell is not None:
+            self._hand_on(process, process.cell, reason)
+        elif not (process.ready or process.left):
             self._stillborn += 1
             if self._stillborn >= ATTEMPTS:
                 raise UserError(f"The workers cannot start: {reason}")
-        else:
-            assert process.cell is not None
-            self._hear({"event": "died", "worker": process.slot.number, "cell": process.cell, "reason": reason})
-            self._deaths[process.cell] += 1
-            if self._deaths[process.cell] < ATTEMPTS:
-                self._queue.appendleft(process.cell)
-            else:
-                self.given_up[process.cell] = f"given up after {ATTEMPTS} attempts: {reason}"
         if self._queue:
             self._start(process.slot)
 
+    def _hand_on(self, process: _Process, cell: int, reason: str) -> None:
+        """What becomes of the cell that a worker had in hand when it ended."""
+        if not process.left:
+            self._deaths[cell] += 1
+        again = self._deaths[cell] < ATTEMPTS
+        if again:
+            self._queue.appendleft(cell)
+        else:
+            self.given_up[cell] = f"given up after {ATTEMPTS} attempts: {reason}"
+        told = {"died": not process.left, "again": again, "reason": reason}
+        self._hear({"event": "handed on", "worker": process.slot.number, "cell": cell, **told})
+
     def _leave(self) -> None:
-        """Ask the workers to leave, wait, and end those that do not."""
-        for process in self._processes:
-            process.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.popen.terminate()
-        end = time.monotonic() + GRACE
+        """Ask the workers to leave, wait, and end those that do not; all at once when this is interrupted."""
+        self._leaving = True
         try:
+            self._queue.clear()
+            if self._processes:
+                self._hear({"event": "leaving"})
             for process in self._processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.popen.wait(max(0.0, end - time.monotonic()))
-        finally:  # also when a second Ctrl-C ends the wait
+                process.close()
+                process.popen.terminate()
+            end = time.monotonic() + GRACE
+            while self._processes and time.monotonic() < end:
+                self._listen(PULSE)
+        finally:
             for process in self._processes:
                 process.popen.kill()
-                process.popen.wait()
-                process.output.close()
+            for process in self._processes:
+                process.end()
             self._processes.clear()
             self._selector.close()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a file that may be long or gone."""
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - TAIL_BYTES))
+            return stream.read().decode(errors="replace").splitlines()[-TAIL:]
+    except OSError:
+        return []

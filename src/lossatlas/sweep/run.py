@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def open_folder(root: Path, store: Path | None) -> RunFolder:
     if store is not None:
         return folder
     try:
-        plan = _read_json(folder.plan_file) if folder.plan_file.is_file() else {}
+        plan = _read_plan(folder.plan_file) if folder.plan_file.is_file() else {}
         known = "store" in plan
     except _Damaged:
         plan, known = {}, False
@@ -176,7 +177,7 @@ def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
         "seconds": [[round(value, 4) for value in row] for row in estimate.seconds.tolist()],
     }
     files.write_file(folder.spec_file, _json(_given(plan.spec)))
-    files.write_file(folder.plan_file, (json.dumps(content) + "\n").encode())
+    files.write_file(folder.plan_file, _json({**content, "sha256": _sum(content)}, indent=None))
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,11 @@ def saved_plan(root: Path) -> SavedPlan:
         )
     spec = saved_spec(root)
     try:
-        content = _read_json(path)
+        content = _read_plan(path)
         plan = Plan(spec, str(content["fingerprint"]))
         seconds = np.array(content["seconds"], dtype=np.float64)
         fits = (len(plan), len(plan.kinds())) == seconds.shape and content["spec"] == content_key(_given(spec))
-    except (KeyError, TypeError, ValueError, _Damaged) as error:
+    except (KeyError, TypeError, ValueError, _Damaged) as error:  # the first three: of another version
         raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
     if not fits:
         raise FileError(f"{path} belongs to another spec.json. `lossatlas run {root}` writes it again.")
@@ -230,5 +231,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=False) + "\n").encode()
+def _read_plan(path: Path) -> dict[str, Any]:
+    """The content of a plan.json without its check sum; raises as `_read_json`, also when the sum is another."""
+    content = _read_json(path)
+    if content.pop("sha256", None) != _sum(content):
+        raise _Damaged("is damaged: its check sum differs")
+    return content
+
+
+def _sum(content: Any) -> str:
+    return hashlib.sha256(_json(content, indent=None)).hexdigest()
+
+
+def _json(content: Any, indent: int | None = 1) -> bytes:
+    return (json.dumps(content, indent=indent, sort_keys=False) + "\n").encode()

@@ -109,6 +109,10 @@ class Store:
         """Move a damaged step out of the way, to be looked at; it will be made again."""
         self._set_aside(self.folder(step, key), f"{step}-{key}")
 
+    def aside(self) -> set[Path]:
+        """All that was ever set aside, by whomever, and not removed since."""
+        return set((self.root / "damaged").glob("*"))
+
     def _set_aside(self, path: Path, name: str) -> None:
         aside = self.root / "damaged" / files.temporary_name(name).removeprefix(files.TEMPORARY)
         if files.set_aside(path, aside):
@@ -125,6 +129,15 @@ class Store:
     def unfinished(self, step: str, key: str) -> Path:
         """Where the checkpoint of a step that is not finished is, or will be."""
         return self.root / "unfinished" / f"{step}-{key}.safetensors"
+
+    def checkpoint_times(self) -> dict[tuple[str, str], int]:
+        """When the checkpoints of unfinished steps were written, in ns, by step and key."""
+        found = {}
+        for path in (self.root / "unfinished").glob("*.safetensors"):
+            step, _, key = path.stem.rpartition("-")
+            with contextlib.suppress(FileNotFoundError):
+                found[step, key] = path.stat().st_mtime_ns
+        return found
 
     def set_unfinished_aside(self, step: str, key: str) -> None:
         """Move a checkpoint that cannot be continued from out of the way; the step will be started anew."""

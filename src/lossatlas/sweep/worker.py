@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed
 from lossatlas.settings import canonical
 from lossatlas.specs import Task
-from lossatlas.sweep.plan import CellPlan, Step
+from lossatlas.sweep.plan import CellPlan, Plan, Step
 from lossatlas.sweep.store import Record, Store
 from lossatlas.sweep.unfinished import INTERVAL, Unfinished
 from lossatlas.tasks import losses, models
@@ -119,10 +119,22 @@ class Worker:
 def note_failure(failed: Path, step: Step, reason: str, trace: str = "") -> str:
     """Note under `failed` why a step failed; returns the reason with the name of the step."""
     named = f"{step.name} of cell {step.cell}, seeds {list(step.seeds)}: {reason}"
-    note = {"step": step.name, "content": step.content, "reason": named, "trace": trace}
+    place = {"cell": list(step.cell), "seeds": list(step.seeds)}
+    note = {"step": step.name, **place, "content": step.content, "reason": named, "trace": trace}
     attempt = len(list(failed.glob(f"{step.key}-*.json"))) + 1
     files.write_file(failed / f"{step.key}-{attempt}.json", canonical(note).encode())
     return named
+
+
+def note_given_up(failed: Path, plan: Plan, store: Store, cells: Mapping[int, str]) -> dict[str, str]:
+    """Note why cells were given up, for each step that they lack; returns the reasons by the keys of the steps."""
+    lacking = [
+        (step, reason)
+        for index, reason in cells.items()
+        for step in plan[index].steps
+        if not store.has(step.name, step.key)
+    ]
+    return {step.key: note_failure(failed, step, reason) for step, reason in lacking}
 
 
 class _Bench:

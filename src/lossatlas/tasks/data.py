@@ -14,6 +14,7 @@ from lossatlas import registry
 from lossatlas.errors import FileError, UserError
 
 IntArray = NDArray[np.int64]
+DATA_PATH = "task.data.path in a spec, --data-path on a command on models"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class RawData:
     """Training and test data before any corruption. An input x enters a model as (x / scale - mean) / std."""
 
     train_inputs: NDArray[Any]  # (N, ...) uint8, or floating-point
-    train_targets: IntArray  # (N,)
+    train_targets: NDArray[Any]  # (N,) integers; of regression (N,) or (N, d) floating-point
     test_inputs: NDArray[Any]
-    test_targets: IntArray
-    classes: int
+    test_targets: NDArray[Any]
+    classes: int  # 0: the targets are numbers to be met, not classes (regression)
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)  # one number, or one a channel
     std: tuple[float, ...] = (1.0,)
@@ -47,11 +48,12 @@ class RawData:
         return digest.hexdigest()[:32]
 
 
-def load(name: str, path: str | None) -> RawData:
+def load(name: str, path: str | None, *, regression: bool = False) -> RawData:
     """The data set of a name, or of one's own `module:function`; raises UserError or FileError.
 
     One's own function is called without arguments (with `path` if the spec gives one) and returns a RawData or the
-    four arrays (train_inputs, train_targets, test_inputs, test_targets).
+    four arrays (train_inputs, train_targets, test_inputs, test_targets). Floating-point targets are refused unless
+    `regression` allows them; such data have no classes.
     """
     function = registry.resolve(name, registry.DATA, "data")
     with registry.blamed(f"data {name!r}"):
@@ -64,6 +66,11 @@ def load(name: str, path: str | None) -> RawData:
             "training inputs, training targets, test inputs, test targets."
         )
     problem = _problem(raw)
+    if not problem and not raw.classes and not regression:
+        problem = (
+            f"the training targets are {raw.train_targets.dtype}; here they must be integers, the classes of a "
+            "classification. Numbers to be met (regression) are for spectrum, line, surface, mine and plane"
+        )
     if problem:
         raise UserError(f"data {name!r}: {problem}.")
     return raw
@@ -72,8 +79,10 @@ def load(name: str, path: str | None) -> RawData:
 def _from_arrays(
     train_inputs: NDArray[Any], train_targets: NDArray[Any], test_inputs: NDArray[Any], test_targets: NDArray[Any]
 ) -> RawData:
-    """Four arrays as they are; the largest target tells the number of classes."""
-    classes = 1 + max((int(targets.max()) for targets in (train_targets, test_targets) if targets.size), default=0)
+    """Four arrays as they are; the largest target tells the number of classes, unless targets are not integers."""
+    both = [targets for targets in (train_targets, test_targets) if targets.size]
+    is_regression = bool(both) and all(targets.dtype.kind == "f" for targets in both)
+    classes = 0 if is_regression else 1 + max((int(targets.max()) for targets in both), default=0)
     return RawData(train_inputs, train_targets, test_inputs, test_targets, classes)
 
 
@@ -85,7 +94,13 @@ def _problem(raw: RawData) -> str:
     ):
         if len(inputs) != len(targets) or not len(targets):
             return f"there are {len(inputs)} {part} inputs and {len(targets)} targets; give as many, at least one"
-        if (
+        if raw.classes == 0 and targets.dtype.kind == "f":
+            if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
+                return (
+                    f"the {part} targets are {targets.dtype} of shape {targets.shape}; they must be finite "
+                    "numbers of shape (N,) or (N, d)"
+                )
+        elif (
             targets.ndim != 1
             or targets.dtype.kind not in "iu"
             or targets.min() < 0
@@ -94,8 +109,11 @@ def _problem(raw: RawData) -> str:
             return (
                 f"the {part} targets are {targets.dtype} of shape {targets.shape}; they must be integers of shape "
                 f"(N,) from 0 to {raw.classes - 1}, the number of classes less one"
+                if raw.classes
+                else f"the {part} targets are {targets.dtype}, and classes=0 tells of floating-point ones; say "
+                "how many classes there are"
             )
-    return "" if raw.classes > 1 else "it has one class; give at least two"
+    return "it has one class; give at least two" if raw.classes == 1 else ""
 
 
 def digits(path: str | None = None) -> RawData:
@@ -106,7 +124,7 @@ def digits(path: str | None = None) -> RawData:
     from sklearn.datasets import load_digits  # 1.5 s to import, so only where the digits are asked for
 
     if path is not None:
-        raise UserError("data 'digits' come with scikit-learn; remove task.data.path.")
+        raise UserError(f"data 'digits' come with scikit-learn; remove their path ({DATA_PATH}).")
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     inputs = bunch.images.astype(np.uint8)[order][:, None]
@@ -141,8 +159,8 @@ def cifar10(path: str | None = None) -> RawData:
             parts = load_dataset("parquet", data_files=_parquet_files(Path(path)))
     except (OSError, ValueError) as error:
         raise FileError(
-            f"CIFAR-10 cannot be loaded from {path or 'the hub'} ({error}). Give task.data.path: a folder with "
-            "train-*.parquet and test-*.parquet."
+            f"CIFAR-10 cannot be loaded from {path or 'the hub'} ({error}). Say where a folder with "
+            f"train-*.parquet and test-*.parquet is: {DATA_PATH}."
         ) from error
     train, test = _decoded(parts["train"]), _decoded(parts["test"])
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in [Yang2021]'s code
@@ -154,7 +172,7 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     if not all(files.values()):
         raise FileError(
             f"{folder} holds no CIFAR-10: expected train-*.parquet and test-*.parquet in the Hugging Face layout. "
-            "Mend task.data.path (or --set task.data.path=FOLDER)."
+            f"Mend the path: {DATA_PATH} (or --set task.data.path=FOLDER)."
         )
     return files
 

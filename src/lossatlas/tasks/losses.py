@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from lossatlas import registry
 from lossatlas.errors import UserError
-from lossatlas.landscape.criterion import Criterion, supervised
+from lossatlas.landscape.criterion import Criterion, LossFn, supervised
 
 
 def error_percent(outputs: Tensor, batch: Any) -> Tensor:
@@ -23,18 +25,52 @@ def cross_entropy() -> Criterion:
     return supervised(F.cross_entropy, {"error": error_percent})
 
 
-def build(name: str) -> Criterion:
-    """The Criterion of a name or of one's own `module:function`; raises UserError when it returns no Criterion."""
+def load(name: str) -> Criterion | LossFn:
+    """The loss of a name or of one's own `module:function`; raises UserError when it is none.
+
+    A function that needs two arguments is a bare loss (model, batch) -> mean loss of the batch; one that needs
+    none is called and returns a Criterion.
+    """
     function = registry.resolve(name, registry.LOSSES, "loss")
+    needed = _needed(function)
+    if needed == 2:
+        return function
+    if needed:
+        raise UserError(
+            f"loss {name!r} takes {needed} arguments. Give a function without any that returns a lossatlas "
+            "Criterion, or a bare loss of two, (model, batch), that returns the mean loss of the batch."
+        )
     with registry.blamed(f"loss {name!r}"):
         criterion = function()
     if not isinstance(criterion, Criterion):
         raise UserError(
-            f"loss {name!r} returned a {type(criterion).__name__}; it must return a lossatlas Criterion with an "
-            "extra named error."
+            f"loss {name!r} returned a {type(criterion).__name__}; it must return a lossatlas Criterion, or take "
+            "(model, batch) and be a bare loss."
+        )
+    return criterion
+
+
+def build(name: str) -> Criterion:
+    """As `load`, for work that needs the error: raises UserError for a bare loss and a Criterion without error."""
+    criterion = load(name)
+    if not isinstance(criterion, Criterion):
+        raise UserError(
+            f"loss {name!r} is a bare function of (model, batch), which gives no error of single samples: enough "
+            "for spectrum, line, surface, mine and plane, but sweeps, connect and compare need a lossatlas "
+            "Criterion with an extra named error (in percent)."
         )
     if "error" not in criterion.extras:
         raise UserError(
-            f"loss {name!r} has no extra named error (in percent), which connectivity and the maps need."
+            f"loss {name!r} has no extra named error (in percent), which sweeps, connect and compare need."
         )
     return criterion
+
+
+def _needed(function: Callable[..., Any]) -> int:
+    """How many positional arguments must be given."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of built-in functions nothing is known
+        return 0
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)

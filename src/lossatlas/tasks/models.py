@@ -21,13 +21,20 @@ from lossatlas.seeding import derive
 TORCHVISION = "torchvision:"
 
 
-def build(name: str, options: dict[str, Any], *, input_shape: Sequence[int], classes: int, seed: int) -> nn.Module:
+def build(
+    name: str, options: dict[str, Any], *, input_shape: Sequence[int], classes: int | None, seed: int
+) -> nn.Module:
     """The freshly initialised model of a seed; the global random state is put back.
 
     One's own `module:function` is called with its options, and with `input_shape` and `classes` if it takes them;
-    `torchvision:NAME` is a classifier of torchvision, without weights. Raises UserError when what is called does
-    not return an nn.Module.
+    `torchvision:NAME` is a classifier of torchvision, without weights. `classes` is None for regression, which
+    takes a model of one's own. Raises UserError when what is called does not return an nn.Module.
     """
+    if classes is None and not registry.is_custom(name.removeprefix(TORCHVISION)):
+        raise UserError(
+            f"model {name!r} is a classifier, and the targets of the data are no classes. Give a model of your "
+            "own as module:function."
+        )
     function = _torchvision(name) if name.startswith(TORCHVISION) else _named(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initialisation"))

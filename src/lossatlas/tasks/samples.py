@@ -29,7 +29,8 @@ class Samples:
     ) -> None:
         # A read-only array is copied: PyTorch knows no such tensors and warns.
         kept = torch.as_tensor(np.require(inputs, requirements="W"), device=device)
-        self.targets = torch.as_tensor(np.require(targets, requirements="W"), device=device).long()
+        known = torch.as_tensor(np.require(targets, requirements="W"), device=device)
+        self.targets = known if known.is_floating_point() else known.long()
         self._channels_last = kept.dim() == 4 and kept.device.type == "cpu"
         if self._channels_last:
             kept = kept.permute(0, 2, 3, 1).contiguous()

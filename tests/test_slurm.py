@@ -1,0 +1,462 @@
+"""The Slurm engine on a real Slurm: whatever happens to its jobs or to itself, the run ends complete and equal.
+
+The fast tests let jobs copy the steps of a run that is done (fake workers, which start at once) and misbehave as
+they are told; the results of real workers are compared bit for bit, in one fast test and in the slow ones.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+import command
+from command import TINY
+from lossatlas import results
+from lossatlas.errors import UserError
+from lossatlas.landscape.checkpoints import Stopped
+from lossatlas.specs import Slurm
+from lossatlas.sweep import slurm as slurm_commands
+from lossatlas.sweep.remaining import remaining
+from lossatlas.sweep.run import saved_plan
+from lossatlas.sweep.slurm import NotNow
+from lossatlas.sweep.slurm_driver import SlurmEngine, Work
+from lossatlas.sweep.slurm_files import attempts
+from lossatlas.sweep.store import Store
+from slurm_cluster import Cluster, obstacle
+from slurm_conf import Shape
+
+pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle() or "")
+INTERVAL = 0.1  # s between looks at the queue
+
+# A worker that does each cell by copying its steps. `rules` says of a cell what it does before: die, or wait.
+WORKER = """#!{python}
+import json, os, pathlib, shutil, sys, time
+root, file, shard = sys.argv[5], sys.argv[7], int(sys.argv[9])
+done, table = pathlib.Path({done!r}), json.loads(pathlib.Path({table!r}).read_text())
+rules = pathlib.Path({rules!r})
+print("begins", flush=True)
+for cell in json.loads(pathlib.Path(root, file).read_text())[shard]:
+    rule = rules / "-".join(map(str, cell))
+    print("cell", cell, flush=True)
+    (rules / f"begun-{{rule.name}}").write_text(str(os.getpid()))
+    while rule.exists():
+        if rule.read_text() == "die":
+            os.kill(os.getpid(), 9)
+        time.sleep(0.02)
+    for step in table[rule.name]:
+        to = pathlib.Path(root, "store", step)
+        if not to.exists():
+            to.parent.mkdir(parents=True, exist_ok=True)
+            new = to.parent / f".new-{{os.getpid()}}"
+            shutil.copytree(done / step, new)
+            new.rename(to)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny run, done by this machine without Slurm."""
+    folder = tmp_path_factory.mktemp("inline")
+    done = command.run(folder, "run", TINY, "--out", "run")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+class Bench:
+    """A run folder whose jobs copy from one that is done, and the engine on it."""
+
+    def __init__(self, folder: Path, finished: Path) -> None:
+        self.root = folder / "run"
+        self.rules = folder / "rules"
+        self.rules.mkdir()
+        self.root.mkdir()
+        for name in ("spec.json", "plan.json"):
+            shutil.copy(finished / name, self.root / name)
+        self.plan, self.seconds = saved_plan(self.root).plan, saved_plan(self.root).seconds
+        self.store = Store(self.root / "store")
+        table = {
+            "-".join(map(str, cell.cell)): [f"{s.name}/{s.key[:2]}/{s.key}" for s in cell.steps]
+            for cell in self.plan
+        }
+        (folder / "table.json").write_text(json.dumps(table))
+        worker = folder / "worker"
+        places = {"done": str(finished / "store"), "table": str(folder / "table.json"), "rules": str(self.rules)}
+        worker.write_text(WORKER.format(python=sys.executable, **places))
+        worker.chmod(0o755)
+        self.settings: dict[str, Any] = {"python": str(worker), "shard_minutes": 1e-6}
+        self.said: list[str] = []
+
+    def engine(self, **settings: Any) -> SlurmEngine:
+        work = Work(self.root, self.plan, self.store, self.seconds, Slurm(**self.settings | settings), "cpu")
+        return SlurmEngine(work, say=self.said.append, interval=INTERVAL)
+
+    def run(self, **settings: Any) -> SlurmEngine:
+        engine = self.engine(**settings)
+        engine.run()
+        return engine
+
+    def rule(self, cell: str, text: str) -> Path:
+        path = self.rules / cell
+        path.write_text(text)
+        return path
+
+    def begun(self, cell: str) -> bool:
+        return (self.rules / f"begun-{cell}").exists()
+
+    def missing(self) -> int:
+        return remaining(self.plan, self.store, self.seconds).steps
+
+
+class Background:
+    """An engine at work in a thread."""
+
+    def __init__(self, engine: SlurmEngine) -> None:
+        self.error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                engine.run()
+            except BaseException as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def bench(slurm: Cluster, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
+    bench = Bench(tmp_path, finished)
+    yield bench
+    for rule in bench.rules.glob("[0-9]*"):
+        rule.unlink()
+
+
+def env(cluster: Cluster) -> dict[str, str]:
+    """What a command needs to speak to the cluster, often."""
+    return {"SLURM_CONF": cluster.env["SLURM_CONF"], "LOSSATLAS_SLURM_POLL": "0.2"}
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+
+
+def assert_equal(run: Path, finished: Path) -> None:
+    """All values of two runs are the same, bit for bit, whoever computed them."""
+    ours, theirs = (results.load(folder / "results.nc") for folder in (run, finished))
+    xr.testing.assert_identical(ours, theirs)
+
+
+def logs(run: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((run / "logs").rglob("*.log")))
+
+
+def test_a_run_on_slurm_equals_one_without_and_each_job_sees_its_own_gpu(
+    slurm: Cluster, finished: Path, tmp_path: Path
+) -> None:
+    given = ("--slurm", "gres=gpu:1", "--slurm", "shard_minutes=0.001", "--device", "cpu")
+    # All four at once: none begins to work before all four run.
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    wait = f"touch {gate}/$SLURM_ARRAY_TASK_ID; while [ $(ls {gate} | wc -l) -lt 4 ]; do sleep 0.1; done"
+    done = command.run(
+        tmp_path,
+        "run",
+        TINY,
+        "--out",
+        "run",
+        "--engine",
+        "slurm",
+        *given,
+        "--slurm",
+        f"setup={wait}",
+        env=env(slurm),
+    )
+    assert done.code == 0, done.err
+    assert_equal(tmp_path / "run", finished)
+    seen = re.findall(r"begins on cpu in job (\S+) on (n\d) with GPU (\d)", logs(tmp_path / "run"))
+    assert sorted(place for _, *place in seen) == [["n1", "0"], ["n1", "1"], ["n2", "0"], ["n2", "1"]]
+    (attempt,) = attempts(tmp_path / "run")
+    assert {job for job, *_ in seen} == {f"{attempt.array}_{index}" for index in range(4)}
+    before = command.steps_done(tmp_path / "run" / "store")
+    again = command.run(tmp_path, "run", "run", env=env(slurm))
+    assert again.code == 0, again.err
+    assert len(attempts(tmp_path / "run")) == 1  # nothing was left to submit
+    assert command.steps_done(tmp_path / "run" / "store") == before
+
+
+def test_a_plan_larger_than_an_array_may_be(bench: Bench, slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(f"{slurm.folder}-small")
+    try:
+        small = Cluster(folder).start(Shape(nodes=1, cpus=4, gpus=0, settings={"MaxArraySize": "3"}))
+        monkeypatch.setenv("SLURM_CONF", small.env["SLURM_CONF"])
+        assert slurm_commands.limits().array == 3
+        bench.run()
+        assert bench.missing() == 0
+        assert [len(attempt.shards()) for attempt in attempts(bench.root)] == [3, 1]
+    finally:
+        Cluster(folder).stop()
+
+
+def test_no_more_tasks_are_in_the_queue_than_allowed(bench: Bench, slurm: Cluster) -> None:
+    for cell in bench.plan.cells:
+        bench.rule("-".join(map(str, cell)), "wait")
+    engine = Background(bench.engine(max_shards=2))
+    until(lambda: sorted(job.state for job in slurm.jobs()) == ["RUNNING", "RUNNING"])
+    time.sleep(5 * INTERVAL)
+    assert len(attempts(bench.root)) == 1
+    for path in bench.rules.glob("[0-9]*"):
+        path.unlink()
+    engine.join()
+    assert bench.missing() == 0
+    assert sum(len(attempt.shards()) for attempt in attempts(bench.root)) == 4
+
+
+def test_what_a_task_did_not_do_is_done_by_another(bench: Bench, slurm: Cluster) -> None:
+    """An element of the array is cancelled while it waits, one while it runs, and one worker is killed."""
+    waits = [bench.rule(cell, "wait") for cell in ("2-16", "2-64")]
+    engine = Background(bench.engine(throttle=2))
+    until(lambda: bench.begun("2-16") or bench.begun("2-64"))
+    until(lambda: len(slurm.jobs()) >= 2)
+    running = [job for job in slurm.jobs() if job.state == "RUNNING"]
+    pids = [int(path.read_text()) for path in bench.rules.glob("begun-2-*")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    slurm.run("scancel", running[-1].id)
+    for path in waits:
+        path.unlink()
+    engine.join()
+    assert engine.error is None
+    assert bench.missing() == 0
+    assert len(attempts(bench.root)) > 1
+
+
+def test_another_driver_adopts_what_is_in_the_queue(bench: Bench, slurm: Cluster) -> None:
+    waits = [bench.rule(cell, "wait") for cell in ("2-16", "4-64")]
+    first = bench.engine()
+    first._limits = slurm_commands.limits()
+    first._round()  # and then it dies
+    until(lambda: bench.begun("2-16") and bench.begun("4-64"))
+    second = Background(bench.engine())
+    time.sleep(5 * INTERVAL)
+    assert len(attempts(bench.root)) == 1
+    assert len(slurm.jobs()) == 2
+    for path in waits:
+        path.unlink()
+    second.join()
+    assert second.error is None
+    assert bench.missing() == 0
+    assert len(attempts(bench.root)) == 1
+
+
+def test_scripts_submitted_by_hand_are_not_submitted_again(bench: Bench, slurm: Cluster) -> None:
+    wait = bench.rule("2-16", "wait")
+    (attempt,) = bench.engine().write()
+    slurm.run("sbatch", attempt.script)
+    until(lambda: bench.begun("2-16"))
+    assert bench.engine().write() == []  # but what waits, everything is done or will be
+    engine = Background(bench.engine())
+    time.sleep(5 * INTERVAL)
+    wait.unlink()
+    engine.join()
+    assert bench.missing() == 0
+    assert attempts(bench.root) == [attempt]
+
+
+def test_cancel_ends_the_jobs_and_their_driver(bench: Bench, slurm: Cluster) -> None:
+    wait = bench.rule("2-16", "wait")
+    other = slurm.run("sbatch", "--parsable", "--array=0-1", "--wrap=sleep 60")
+    engine = Background(bench.engine())
+    until(lambda: bench.begun("2-16"))
+    done = command.run(bench.root.parent, "cancel", "run", env=env(slurm))
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"^[1-4] jobs were cancelled", done.out)
+    engine.join()
+    assert isinstance(engine.error, Stopped)
+    until(lambda: {job.id for job in slurm.jobs()} == {f"{other}_0", f"{other}_1"})
+    wait.unlink()
+    bench.run()
+    assert bench.missing() == 0
+
+
+def test_a_cell_that_ends_every_worker_is_given_up_and_the_others_are_done(bench: Bench) -> None:
+    bench.rule("4-16", "die")
+    engine = bench.run(shard_minutes=60.0)  # one shard: the others come after it at first
+    assert {bench.plan.cells[index] for index in engine.given_up} == {(4, 16)}
+    (reason,) = engine.given_up.values()
+    assert "given up after 3 attempts" in reason
+    assert "cell [4, 16]" in reason.splitlines()[-1] or "Killed" in reason
+    assert bench.missing() == len(bench.plan[0].steps)
+    assert 3 <= len(attempts(bench.root)) <= 4
+
+
+def test_jobs_that_cannot_start_end_the_driver_with_their_log(bench: Bench) -> None:
+    with pytest.raises(UserError, match="3 times jobs have left the queue") as error:
+        bench.run(python="/nothing/python")
+    assert "/nothing/python: No such file or directory" in str(error.value)
+
+
+def test_what_slurm_refuses_is_said_in_its_words(bench: Bench) -> None:
+    with pytest.raises(UserError, match=r"Slurm refuses .*job\.sbatch: .*invalid partition"):
+        bench.run(partition="nowhere")
+
+
+def test_a_silent_controller_is_no_empty_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, silent = slurm_commands._output, iter([False, False, True, True, True])
+
+    def flaky(*words: str) -> str:
+        if words[0] == "squeue" and next(silent, False):
+            raise NotNow("Unable to contact slurm controller (connect failure)")
+        return real(*words)
+
+    monkeypatch.setattr(slurm_commands, "_output", flaky)
+    wait = bench.rule("2-16", "wait")
+    engine = Background(bench.engine())
+    until(lambda: len(bench.said) == 1)
+    wait.unlink()
+    engine.join()
+    assert bench.said == [
+        "Slurm does not answer (Unable to contact slurm controller (connect failure)); waiting for it."
+    ]
+    assert bench.missing() == 0
+    assert len(attempts(bench.root)) == 1
+
+
+def slow_spec(folder: Path, seconds_a_model: int = 25) -> Path:
+    """A spec of two cells, each of which takes about a minute or more to train."""
+    epochs = f"epochs = {100 * seconds_a_model}"
+    return command.edited(
+        folder,
+        load="load = { width = [64] }",
+        epochs=epochs,
+        connectivity="",
+        hessian="",
+        temperature="temperature = { batch_size = [16, 64] }",
+    )
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A spec whose models train for long, and its run without Slurm."""
+    folder = tmp_path_factory.mktemp("slow")
+    spec = slow_spec(folder)
+    done = command.Running(folder, ("run", spec, "--out", "run"), cwd=folder).finish(900)
+    assert done.code == 0, done.err
+    return spec, folder / "run"
+
+
+class Driver:
+    """`lossatlas run` on the slow spec, in a process of its own."""
+
+    def __init__(self, cluster: Cluster, folder: Path, spec: Path, *options: str) -> None:
+        self.cluster, self.folder, self.run = cluster, folder, folder / "run"
+        given = ("--slurm", "shard_minutes=0.001", "--device", "cpu", *options)
+        self._arguments: tuple[object, ...] = ("run", spec, "--out", "run", "--engine", "slurm", *given)
+        self.start()
+
+    def start(self) -> None:
+        self.process = command.Running(self.folder, self._arguments, cwd=self.folder, env=env(self.cluster))
+        self._arguments = ("run", "run")
+
+    def trains(self) -> bool:
+        """Whether both workers do."""
+        begun = [re.search(r"epoch [1-9]\d of", path.read_text()) for path in (self.run / "logs").glob("*.log")]
+        return len([found for found in begun if found]) == 2
+
+    def finish(self, finished: Path) -> None:
+        done = self.process.finish(900)
+        assert done.code == 0, done.err
+        assert_equal(self.run, finished)
+        assert not list((self.run / "store").rglob(".tmp-*"))
+
+
+@pytest.fixture
+def drive(slurm: Cluster, slow: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    drivers: list[Driver] = []
+
+    def started(*options: str) -> Driver:
+        drivers.append(Driver(slurm, tmp_path, slow[0], *options))
+        return drivers[-1]
+
+    yield started
+    for driver in drivers:
+        driver.process.process.kill()  # if the test has failed
+
+
+@pytest.mark.slow
+def test_worker_killed_element_cancelled_driver_killed(
+    drive: Callable[..., Driver], slurm: Cluster, slow: tuple[Path, Path]
+) -> None:
+    driver = drive()
+    until(driver.trains, 120)
+    first, second = sorted((driver.run / "running").glob("*.json"))[:2]
+    os.kill(json.loads(first.read_text())["pid"], signal.SIGKILL)
+    slurm.run("scancel", json.loads(second.read_text())["job"])  # it leaves a checkpoint behind
+    until(lambda: list((driver.run / "store" / "unfinished").glob("*.safetensors")), 60)
+    until(lambda: len(attempts(driver.run)) > 1, 120)
+    os.kill(driver.process.process.pid or 0, signal.SIGKILL)
+    driver.start()
+    driver.finish(slow[1])
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_and_back(drive: Callable[..., Driver], slurm: Cluster, slow: tuple[Path, Path]) -> None:
+    driver = drive("--slurm", "gres=gpu:2")  # one task a node
+    until(driver.trains, 120)
+    slurm.node_down("n1")
+    until(lambda: [job for job in slurm.jobs() if job.reason == "BeginTime"], 60)
+    slurm.node_up("n1")
+    assert slurm.hurry() == 1
+    driver.finish(slow[1])
+    assert len(attempts(driver.run)) == 1  # Slurm itself put it back into the queue
+
+
+@pytest.mark.slow
+def test_preempted_and_requeued(drive: Callable[..., Driver], slurm: Cluster, slow: tuple[Path, Path]) -> None:
+    driver = drive("--slurm", "gres=gpu:2")
+    until(driver.trains, 120)
+    slurm.run("sbatch", "--partition=high", "--gres=gpu:2", "--nodelist=n2", "--wrap=sleep 5", cwd=driver.folder)
+    until(lambda: "leaves" in logs(driver.run), 60)  # warned, it left a checkpoint
+    until(lambda: not [job for job in slurm.jobs() if job.name == "wrap"], 60)
+    slurm.hurry()
+    driver.finish(slow[1])
+
+
+@pytest.mark.slow
+def test_a_time_limit_shorter_than_a_cell(slurm: Cluster, tmp_path: Path) -> None:
+    spec = slow_spec(tmp_path, 50)
+    driver = Driver(slurm, tmp_path, spec, "--slurm", "time=1")
+    done = driver.process.finish(1500)
+    assert done.code == 0, done.err
+    assert "given up" not in done.err
+    metas = [json.loads(path.read_text()) for path in (driver.run / "store" / "train").rglob("meta.json")]
+    assert max(meta["stops"] for meta in metas) >= 1  # it was continued from its checkpoints
+    inline = command.Running(tmp_path, ("run", spec, "--out", "inline"), cwd=tmp_path).finish(1500)
+    assert inline.code == 0, inline.err
+    assert_equal(driver.run, tmp_path / "inline")
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_task(slurm: Cluster, finished: Path, tmp_path: Path) -> None:
+    given = ("--slurm", "per_task=2", "--slurm", "gres=gpu:1", "--device", "cpu")
+    done = command.run(tmp_path, "run", TINY, "--out", "run", "--engine", "slurm", *given, env=env(slurm))
+    assert done.code == 0, done.err
+    assert_equal(tmp_path / "run", finished)
+    assert len(re.findall(r"begins on cpu in job (\S+) on n\d with GPU 0", logs(tmp_path / "run"))) == 2

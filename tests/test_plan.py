@@ -19,7 +19,7 @@ DATA = "0123456789abcdef0123456789abcdef"  # a made-up fingerprint
 PINNED = {
     "train": "197a173c5f0c5c3d018afe2afe648cbe",
     "evaluation": "f8a0e55d2c2033fb5536bce506981098",
-    "hessian": "2f916befa0d299a96a15f3e4dc9b9ea3",
+    "hessian": "40f15febcdd3003fa1f8168c60259bb7",
     "curve": "6e0f10fe043ace501d362209f61f930f",
     "connectivity": "7bb888dd946e01485263573d98376850",
     "cka": "44db2e9deeacf0d2351ecaf98507bd7e",

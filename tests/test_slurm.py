@@ -282,7 +282,7 @@ def test_scripts_submitted_by_hand_are_not_submitted_again(bench: Bench, slurm: 
 
 def test_cancel_ends_the_jobs_and_their_driver(bench: Bench, slurm: Cluster) -> None:
     wait = bench.rule("2-16", "wait")
-    other = slurm.run("sbatch", "--parsable", "--array=0-1", "--wrap=sleep 60")
+    other = slurm.run("sbatch", "--parsable", "--array=0-1", "--output=/dev/null", "--wrap=sleep 60")
     engine = Background(bench.engine())
     until(lambda: bench.begun("2-16"))
     done = command.run(bench.root.parent, "cancel", "run", env=env(slurm))
@@ -423,9 +423,8 @@ def test_a_node_is_lost_and_back(drive: Callable[..., Driver], slurm: Cluster, s
     slurm.node_down("n1")
     until(lambda: [job for job in slurm.jobs() if job.reason == "BeginTime"], 60)
     slurm.node_up("n1")
-    assert slurm.hurry() == 1
+    assert slurm.hurry() == 1  # Slurm itself put it back into the queue
     driver.finish(slow[1])
-    assert len(attempts(driver.run)) == 1  # Slurm itself put it back into the queue
 
 
 @pytest.mark.slow

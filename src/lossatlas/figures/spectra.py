@@ -88,7 +88,7 @@ def density(dataset: xr.Dataset) -> Figure:
     axes.xaxis.set_major_locator(_sparse_ticks(axes, left[0], right[-1]))
     if "negative_share" in dataset:
         text = f"share of eigenvalues below 0: {_with_error(dataset, 'negative_share', 2)}"
-        axes.set_title(f"{text}\nundecided near 0: {_with_error(dataset, 'undecided_share', 2)}")
+        axes.set_title(f"{text}\nundecided near 0: {_with_error(dataset, 'undecided_share', 4)}")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 

@@ -49,7 +49,7 @@ def cell(model: str, width: int, batch: int, images: int) -> dict[str, Any]:
 
     from lossatlas import specs
     from lossatlas.sweep.cost import estimate
-    from lossatlas.sweep.plan import plan
+    from lossatlas.sweep.plan import Plan
     from lossatlas.sweep.store import Store
     from lossatlas.sweep.worker import Worker
     from lossatlas.tasks import data
@@ -75,7 +75,7 @@ def cell(model: str, width: int, batch: int, images: int) -> dict[str, Any]:
             "cka": {"images": TRAIN_IMAGES},
         },
     }
-    planned = plan(specs.validate(content, "cell"), raw.fingerprint())
+    planned = Plan(specs.validate(content, "cell"), raw.fingerprint())
     predicted = estimate(planned, raw.facts())
     seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:

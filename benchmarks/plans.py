@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lossatlas import files, specs
-from lossatlas.sweep.plan import plan
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.run import open_folder, saved_plan
 from lossatlas.sweep.store import Record
 
@@ -124,7 +124,7 @@ def main() -> None:
 
 def write(path: Path, rows: list[tuple[str, int, float, int]]) -> None:
     """The table."""
-    counts = plan(specs.parse(spec_text(), "large"), "").counts()
+    counts = Plan(specs.parse(spec_text(), "large"), "").counts()
     lines = [
         "# A plan of 100,000 cells of one seed",
         "",

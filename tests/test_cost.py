@@ -16,7 +16,7 @@ from lossatlas.errors import UserError
 from lossatlas.registry import Facts
 from lossatlas.sweep import cost
 from lossatlas.sweep.cost import Estimate, ModelCost, estimate
-from lossatlas.sweep.plan import Plan, plan
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.remaining import remaining
 from lossatlas.sweep.run import saved_plan
 from lossatlas.sweep.store import Record, Store
@@ -26,7 +26,7 @@ DIGITS = Facts(n_train=1437, n_test=360, input_shape=(1, 8, 8), classes=10)
 
 
 def tiny(**changes: Any) -> Plan:
-    return plan(specs.validate({**tomllib.loads(TINY.read_text()), **changes}, "tiny"), "f" * 32)
+    return Plan(specs.validate({**tomllib.loads(TINY.read_text()), **changes}, "tiny"), "f" * 32)
 
 
 def test_a_model_between_two_probed_ones_costs_a_power_of_its_size() -> None:
@@ -131,7 +131,7 @@ def test_this_machine_has_memory() -> None:
 
 def test_a_run_that_goes_on_predicts_from_what_it_measured(tmp_path: Path) -> None:
     spec = tiny().spec
-    known, store = plan(spec, data.load("digits", None).fingerprint()), Store(tmp_path / "store")
+    known, store = Plan(spec, data.load("digits", None).fingerprint()), Store(tmp_path / "store")
     for cell in known[:2]:  # of width 2
         for step in cell.steps[:2]:
             assert step.name == "train"

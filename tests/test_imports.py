@@ -89,7 +89,7 @@ from lossatlas import files, __doc__
 from lossatlas.tasks import data
 import lossatlas.phases, os
 def f():
-    from lossatlas.sweep.plan import plan
+    from lossatlas.sweep.plan import Plan
 """
     found = set(imported(ast.parse(program)))
     expected = {"files", "tasks.data", "phases", "sweep.plan"}

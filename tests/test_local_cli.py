@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -176,7 +177,19 @@ def test_line_goes_where_its_directions_say(folder: Path, tmp_path: Path) -> Non
     spread = F.cross_entropy(here(batch[0]), batch[1], reduction="none").std().item() / math.sqrt(IMAGES)
     assert found.attrs["center_loss_se"] == pytest.approx(spread, rel=1e-4)
     assert lines[0].startswith(f"loss {own:.4g} +- {spread:.2g} at lambda = 0; gaussian 0: ")
-    assert len(json.loads(found.attrs["shapes"])) == 7
+    shapes = json.loads(found.attrs["shapes"])
+    assert len(shapes) == 7
+    x, y = found["lambda"].values, found["loss"].values
+    assert ["gmi" in shape for shape in shapes] == [True] * 2 + [False] * 5
+    assert shapes[1]["gmi"] == bool((y[1, :2] >= y[1, 1:3]).all() and (y[1, 3:] >= y[1, 2:-1]).all())
+    assert ["mli" in shape for shape in shapes] == [False] * 5 + [True] * 2
+    back = y[6, x >= 0][::-1]  # from the initialisation to the model
+    falls = -np.diff(back)
+    assert shapes[6]["mli"] == bool((falls >= 0).all())
+    margin = falls.min() if (falls >= 0).all() else (np.minimum.accumulate(back) - back).min()
+    assert shapes[6]["mli_margin"] == pytest.approx(margin, rel=1e-12)
+    told = "holds" if shapes[6]["mli"] else "does not hold"
+    assert f"MLI {told} (margin {margin:.3g})" in lines[0]
 
 
 def test_options_of_directions_reach_them(folder: Path, tmp_path: Path) -> None:

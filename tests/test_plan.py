@@ -8,7 +8,7 @@ import pytest
 
 from command import TINY
 from lossatlas import specs
-from lossatlas.sweep.plan import Step, plan
+from lossatlas.sweep.plan import Plan, Step
 
 RAW = tomllib.loads(TINY.read_text())
 DATA = "0123456789abcdef0123456789abcdef"  # a made-up fingerprint
@@ -41,7 +41,7 @@ def steps(fingerprint: str = DATA, **changes: Any) -> list[Step]:
             del holder[last]
         else:
             holder[last] = value
-    return [step for cell in plan(specs.validate(raw, "tiny"), fingerprint) for step in cell.steps]
+    return [step for cell in Plan(specs.validate(raw, "tiny"), fingerprint) for step in cell.steps]
 
 
 def keys(*args: Any, **changes: Any) -> dict[str, set[str]]:
@@ -68,7 +68,7 @@ def test_keys_are_pinned() -> None:
 
 
 def test_every_step_comes_after_what_it_needs() -> None:
-    for cell in plan(specs.validate(RAW, "tiny"), DATA):
+    for cell in Plan(specs.validate(RAW, "tiny"), DATA):
         seen: set[str] = set()
         for step in cell.steps:
             assert {*step.inputs, *(key for _, key in step.arrays)} <= seen

@@ -91,20 +91,13 @@ CURVES = [
     ("vvv-basin", WIDE, interpolated(WIDE, (-1, 3), (0, 0), (0.25, 1), (0.5, 0.2), (0.75, 1), (1, 0), (2, 3)), 5),
     ("other", NARROW, interpolated(NARROW, (-1, 0), (0.5, 1), (1, 0)), 1),  # a maximum, the model on its slope
     # in a valley, far from its bottom
-    ("w-basin", NARROW, interpolated(NARROW, (-1, 3), (-0.8, 0), (-0.5, 2), (0.6, 0), (1, 3)), 3),
+    ("w-basin", NARROW, interpolated(NARROW, (-1, 3), (-0.8, 0), (-0.5, 2), (0.4, 0), (1, 3)), 3),
     ("w-basin", WIDE, interpolated(WIDE, (-1, 3), (-0.3, 0), (0.5, 2), (1, 0.1), (2, 3)), 3),
-    (
-        "w-basin",
-        WIDE,
-        interpolated(WIDE, (-1, 3), (0, 1.9), (0.3, 0), (0.6, 2), (1, 0.1), (2, 3)),
-        3,
-    ),  # outer slope
-    (
-        "other",
-        WIDE,
-        interpolated(WIDE, (-1, 3), (0, 2.1), (0.3, 0), (0.6, 2), (1, 0.1), (2, 3)),
-        3,
-    ),  # above the barrier
+    # on the outer slope of a valley: in its lower half, and nearer to the height of the barrier
+    ("w-basin", WIDE, interpolated(WIDE, (-1, 3), (0, 0.9), (0.3, 0), (0.6, 2), (1, 0.1), (2, 3)), 3),
+    ("other", WIDE, interpolated(WIDE, (-1, 3), (0, 1.1), (0.3, 0), (0.6, 2), (1, 0.1), (2, 3)), 3),
+    # two grid steps beside the top of the barrier
+    ("other", NARROW, interpolated(NARROW, (-1, 3), (-0.7, 0), (0.1, 1), (0.6, 0.2), (1, 3)), 3),
     ("other", NARROW, np.cos(NARROW * 9 * math.pi), 17),
 ]
 
@@ -120,7 +113,7 @@ def test_every_class_of_curve(kind, positions, values, count):
 
 
 def test_a_model_between_two_turning_points_is_on_the_slope():
-    sharp = interpolated(NARROW, (-1, 3), (-0.05, 0), (0.05, 1), (0.1, 0.5), (1, 3))
+    sharp = interpolated(NARROW, (-1, 3), (-0.05, 0), (0, 0.4), (0.05, 1), (0.1, 0.5), (1, 3))
     assert shapes.curve_shape(NARROW, sharp).kind == "w-basin"  # in the left valley, not on the peak
     sharper = interpolated(NARROW, (-1, 3), (-0.05, 0), (0.05, 1), (1, 0.5))
     assert shapes.curve_shape(NARROW, sharper).kind == "other"

@@ -15,7 +15,7 @@ from lossatlas.errors import FileError, SpecError, UserError
 from lossatlas.specs import Slurm
 from lossatlas.specs.slurm import seconds_of
 from lossatlas.sweep.engine import Engine, chosen, remember
-from lossatlas.sweep.plan import plan
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.slurm_files import attempts, batch_script, deal, numbers, read_shards, write_attempt
 
 
@@ -95,7 +95,7 @@ def test_the_command_wins_over_the_spec_and_the_spec_over_the_site_file(
 
 def test_no_key_hangs_on_where_a_run_runs() -> None:
     keys = [
-        [step.key for cell in plan(given, "f") for step in cell.steps]
+        [step.key for cell in Plan(given, "f") for step in cell.steps]
         for given in (spec(), spec({"partition": "gpu", "per_task": 4}))
     ]
     assert keys[0] == keys[1]

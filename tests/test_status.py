@@ -19,7 +19,7 @@ from lossatlas import specs
 from lossatlas.sweep import journal
 from lossatlas.sweep.cost import Estimate
 from lossatlas.sweep.measured import Finished, refined
-from lossatlas.sweep.plan import Step, plan
+from lossatlas.sweep.plan import Plan, Step
 from lossatlas.sweep.remaining import remaining
 from lossatlas.sweep.run import open_folder, write_plan
 from lossatlas.sweep.status import SILENT, Observer
@@ -33,7 +33,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.plan = plan(specs.read(TINY, {}), "f" * 32)
+        self.plan = Plan(specs.read(TINY, {}), "f" * 32)
         self.store = Store(root / "store")
         names = tuple(name for name, _ in self.plan.kinds())
         seconds = np.full((len(self.plan), len(names)), PREDICTED)

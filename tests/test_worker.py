@@ -17,7 +17,7 @@ from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.landscape.checkpoints import State, Stopped
 from lossatlas.sweep.collect import collect
-from lossatlas.sweep.plan import CellPlan, Step, plan
+from lossatlas.sweep.plan import CellPlan, Plan, Step
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.unfinished import Unfinished, packed, unpacked
 from lossatlas.sweep.worker import Worker
@@ -60,7 +60,7 @@ def one_cell(raw: RawData, *without: str, **train: Any) -> tuple[specs.Spec, lis
     for name in without:
         del content["measures"][name]
     spec = specs.validate(content, "tiny")
-    return spec, plan(spec, raw.fingerprint())
+    return spec, Plan(spec, raw.fingerprint())
 
 
 def work(
@@ -112,7 +112,7 @@ def test_the_weights_asked_for_are_measured(raw: RawData, tmp_path: Path) -> Non
     for weights in ("best", "early-stopped", "final"):
         spec, cells = one_cell(raw, "hessian", "connectivity", optimizer={"lr": 1.0}, epochs=8)
         spec = spec.model_copy(update={"weights": weights})
-        cells = plan(spec, raw.fingerprint())
+        cells = Plan(spec, raw.fingerprint())
         heard, _ = work(tmp_path, raw, cells, weights)
         found[weights] = [
             Store(tmp_path / "store").read(s.name, s.key) for s in cells[0].steps if s.name == "evaluation"

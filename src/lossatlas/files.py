@@ -23,9 +23,14 @@ class Damaged(ValueError):
 
 
 def temporary_name(stem: str) -> str:
-    """A name that no other writer uses and that tells whose it is: `.tmp-<stem>-<host>-<pid>-<random>`."""
+    """The name of what is being written, which no other writer uses: `.tmp-<stem>-<host>-<pid>-<random>`."""
+    return TEMPORARY + unique_name(stem)
+
+
+def unique_name(stem: str) -> str:
+    """A name that no other writer uses and that tells whose it is: `<stem>-<host>-<pid>-<random>`."""
     host = socket.gethostname().replace("-", "_")
-    return f"{TEMPORARY}{stem}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{stem}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -78,10 +78,8 @@ def alignment(found: mining_checks.Alignment) -> xr.Dataset:
 
 def survival(found: mining_checks.Survival) -> xr.Dataset:
     """The loss over (data, lambda), and how far it falls over (data, side)."""
-    dataset = xr.Dataset(coords={"data": ["mining", "held-out"], "lambda": np.asarray(found.lambdas)})
-    dataset["data"].attrs = {"long_name": "data", "units": "1"}
-    curves = np.stack([np.asarray(found.mining), np.asarray(found.held_out)])
-    put(dataset, Quantity("loss", "nat", "loss along the direction", _MEAN), curves, "data", "lambda")
+    curves = {"mining": found.mining, "held-out": found.held_out}
+    dataset = _losses("data", curves, found.lambdas)
     _put_falls(dataset, "fall", "data", [found.mining_fall, found.held_out_fall])
     here, there = found.batchnorm
     return dataset.assign_attrs(status=found.status, batchnorm=here, batchnorm_held_out=there)
@@ -89,19 +87,10 @@ def survival(found: mining_checks.Survival) -> xr.Dataset:
 
 def rivals(found: mining_checks.Comparison) -> xr.Dataset:
     """Two directions of one length: the loss over (direction, lambda), the falls, and who is lower by how much."""
-    dataset = xr.Dataset(coords={"direction": ["first", "second"], "lambda": np.asarray(found.lambdas)})
-    dataset["direction"].attrs = {"long_name": "direction", "units": "1"}
-    curves = np.stack([np.asarray(found.first), np.asarray(found.second)])
-    put(dataset, Quantity("loss", "nat", "loss along the direction", _MEAN), curves, "direction", "lambda")
+    dataset = _losses("direction", {"first": found.first, "second": found.second}, found.lambdas)
     _put_falls(dataset, "fall", "direction", [found.first_fall, found.second_fall])
     _put_falls(dataset, "best_fall", "direction", [found.first_best, found.second_best])
-    estimator = "loss along the second - loss along the first, mean of both sides"
-    for name, people, estimate in (
-        ("advantage", "advantage at equal length", found.advantage),
-        ("best_advantage", "advantage, each at its best scale", found.best_advantage),
-    ):
-        quantity = Quantity(name, "nat", people, estimator)
-        put_with_error(dataset, quantity, estimate.value, estimate.stderr, how="paired over the samples")
+    put_advantages(dataset, found, "loss along the second - loss along the first, mean of both sides")
     center = float(found.first[found.lambdas == 0])
     attrs = {"kind": "line", "norm": found.norm, "batchnorm": found.batchnorm}
     return dataset.assign_attrs(attrs, center=json.dumps({"loss": center}))
@@ -188,6 +177,25 @@ def _put_laws(dataset: xr.Dataset, means: list[float], variances: list[float]) -
     for name, units, values in (("mean", "nat", means), ("variance", "nat^2", variances)):
         quantity = Quantity(f"predicted_{name}", units, f"predicted {name} of the change", _SECOND_ORDER)
         put(dataset, quantity, values, "scale")
+
+
+def put_advantages(dataset: xr.Dataset, found: mining_checks.Comparison, estimator: str) -> None:
+    """By how much the first direction is lower than the second, at equal length and each at its best scale."""
+    for name, people, estimate in (
+        ("advantage", "advantage at equal length", found.advantage),
+        ("best_advantage", "advantage, each at its best scale", found.best_advantage),
+    ):
+        quantity = Quantity(name, "nat", people, estimator)
+        put_with_error(dataset, quantity, estimate.value, estimate.stderr, how="paired over the samples")
+
+
+def _losses(dim: str, curves: Mapping[str, Any], lambdas: Any) -> xr.Dataset:
+    """Losses over (dim, lambda), named."""
+    dataset = xr.Dataset(coords={dim: list(curves), "lambda": np.asarray(lambdas)})
+    dataset[dim].attrs = {"long_name": dim, "units": "1"}
+    values = np.stack([np.asarray(curve) for curve in curves.values()])
+    put(dataset, Quantity("loss", "nat", "loss along the direction", _MEAN), values, dim, "lambda")
+    return dataset
 
 
 def _put_falls(dataset: xr.Dataset, name: str, dim: str, falls: Sequence[mining_checks.Fall]) -> None:

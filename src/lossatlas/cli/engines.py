@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -113,10 +114,8 @@ def _processes(run: Prepared, engine: Engine) -> dict[str, str]:
     remember(root, engine)
     several = "workers" if len(slots) > 1 else "worker"
     announce(run, f"{len(slots)} {device.type} {several}, whose logs are in {root / 'logs'}", len(slots))
-    # -P: as for the command itself, a file in the current folder never stands in for a library.
-    command = [sys.executable, "-P", "-m", "lossatlas", "worker", str(root), "--pipe", "--device", device.type]
     with RunProgress(run.predicted.of(run.plan), run.left) as progress:
-        local = LocalEngine(command, root / "logs", slots, progress.hear)
+        local = LocalEngine(worker_command(root, device.type), root / "logs", slots, progress.hear)
         with _saying_how_to_go_on(f"Stopped. `lossatlas run {root}` continues."):
             local.run(cells)
     given_up = note_given_up(run.opened.failed, run.plan, run.opened.store, local.given_up)
@@ -150,6 +149,12 @@ def _work(run: Prepared, engine: Engine) -> Work:
     return Work(root, run.plan, opened.store, run.predicted.seconds, settings, engine.device)
 
 
+def worker_command(folder: Path, device: str) -> list[str]:
+    """What starts a worker that is handed cells through a pipe."""
+    # -P: as for the command itself, a file in the current folder never stands in for a library.
+    return [sys.executable, "-P", "-m", "lossatlas", "worker", str(folder), "--pipe", "--device", device]
+
+
 def places(engine: Engine, device: torch.device) -> list[Slot]:
     """Where workers may be, on all GPUs or the one that `--device cuda:N` names."""
     gpus = []
@@ -172,15 +177,12 @@ def _stopping(stop: StopFlag, folder: Path) -> Iterator[None]:
         stop.asked = True
         note(STOPPING)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except (Stopped, KeyboardInterrupt, Terminated) as error:
-        note(f"Stopped. `lossatlas run {folder}` continues.")
-        raise _error(got[0] if got else signal.SIGINT) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _heard_by(ask):
+        try:
+            yield
+        except (Stopped, KeyboardInterrupt, Terminated) as error:
+            note(f"Stopped. `lossatlas run {folder}` continues.")
+            raise _error(got[0] if got else signal.SIGINT) from error
 
 
 @contextmanager
@@ -190,15 +192,23 @@ def _saying_how_to_go_on(words: str) -> Iterator[None]:
     def leave(number: int, _frame: object) -> None:
         raise _error(number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _heard_by(leave):
+        try:
+            yield
+        except (KeyboardInterrupt, Terminated):
+            note(words)
+            raise
+
+
+@contextmanager
+def _heard_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM go to `handler`."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except (KeyboardInterrupt, Terminated):
-        note(words)
-        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _error(number: int) -> BaseException:

@@ -11,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lossatlas import figures as figures_
 from lossatlas import local_results
@@ -25,12 +26,12 @@ from lossatlas.landscape import slices
 from lossatlas.landscape.angles import orthogonalised
 from lossatlas.landscape.density import Density, density
 from lossatlas.landscape.directions import Direction
-from lossatlas.landscape.hutchinson import TraceEstimate
+from lossatlas.landscape.hutchinson import MIN_PROBES, TraceEstimate
 from lossatlas.landscape.lanczos import Eigenpairs
 from lossatlas.landscape.moments import TraceOfSquare, trace_of_square
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.result import with_error
-from lossatlas.landscape.shapes import curve_shape
+from lossatlas.landscape.shapes import Monotony, curve_shape, gmi, mli
 from lossatlas.landscape.surface_shapes import surface_shape
 from lossatlas.landscape.trace import trace
 from lossatlas.landscape.trajectories import Trajectory, project
@@ -40,7 +41,6 @@ Draw = Callable[[xr.Dataset], Figure]
 Interval = tuple[float, float]
 
 FURTHER = ("to-checkpoint", "pca")  # directions that lead to further WEIGHTS
-LEAST_PROBES = 16  # of the traces
 MARGIN = 0.2  # of a trajectory's extent, shown around it
 
 
@@ -48,11 +48,11 @@ def spectrum(
     target: Target, *, eigenvalues: int, tol: float, max_matvecs: int, rel: float, probes: int, steps: int
 ) -> None:
     """Eigenvalues at both ends, traces, density."""
-    needed = max(2 * eigenvalues, LEAST_PROBES)
+    needed = max(2 * eigenvalues, MIN_PROBES)
     if max_matvecs < needed:
         raise UserError(
             f"--max-matvecs {max_matvecs} is too few for {eigenvalues} eigenvalues at either end and the random "
-            f"vectors of the traces, {LEAST_PROBES} of them. Give at least {needed}."
+            f"vectors of the traces, {MIN_PROBES} of them. Give at least {needed}."
         )
     opened = open_target(target, at_most=1)
     objective = opened.objective()
@@ -142,15 +142,34 @@ def line(
             "No classes of the curves: lambda = 0, the model, is none of their points. Give a --range around 0 "
             "and --points that meet it, such as an odd number on both sides alike."
         )
-    for direction, losses in zip(along, curve.values["loss"], strict=True) if has_model else ():
+    rows = zip(directions, along, curve.values["loss"], strict=True)
+    for name, direction, losses in rows if has_model else ():
         shape = curve_shape(curve.positions, losses, tolerance=tolerance, guessing=curve.guessing)
-        reason = shape.reason or f"{shape.count} stationary"
-        parts.append(f"{direction.name}: {shape.kind} ({reason})")
-        shapes.append({"direction": direction.name, "kind": shape.kind, "stationary": shape.count})
+        told = [f"{direction.name}: {shape.kind} ({shape.reason or f'{shape.count} stationary'})"]
+        kept_shape = {"direction": direction.name, "kind": shape.kind, "stationary": shape.count}
+        for law, found in _monotony(name, direction, curve.positions, losses, tolerance).items():
+            if found.status != "ok":
+                continue  # the curve's own reason says so
+            told.append(f"{law.upper()} {'holds' if found.holds else 'does not hold'} (margin {found.margin:.3g})")
+            kept_shape |= {law: found.holds, f"{law}_margin": found.margin}
+        parts.append(", ".join(told))
+        shapes.append(kept_shape)
     say("; ".join([f"loss {with_error(center.value, center.stderr)} at lambda = 0", *parts]))
     dataset = local_results.to_dataset(curve)
     dataset = dataset.assign_attrs(center_loss_se=center.stderr, shapes=json.dumps(shapes), tolerance=tolerance)
     deliver(opened, "line", dataset, {"line": functools.partial(figures_.line, tolerance=tolerance)})
+
+
+def _monotony(
+    name: str, direction: Direction, positions: Tensor, losses: Tensor, tolerance: float
+) -> dict[str, Monotony]:
+    """GMI of a Gaussian direction; MLI of the whole way from another checkpoint (lambda = 1) to the model."""
+    if name.startswith("gaussian") and positions[0] < 0 < positions[-1]:
+        return {"gmi": gmi(positions, losses, tolerance=tolerance)}
+    if name.startswith("to-checkpoint") and direction.scaling == "none" and 1.0 in positions.tolist():
+        way = (positions >= 0) & (positions <= 1)
+        return {"mli": mli(-positions[way].flip(0), losses[way].flip(0), tolerance=tolerance)}
+    return {}
 
 
 def surface(

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from lossatlas import figures as figures_
-from lossatlas import files, local_results
+from lossatlas import files, local_results, probe_results
 from lossatlas.cli.directions import Watched, extremal
 from lossatlas.cli.local_running import deliver
 from lossatlas.cli.opened import Opened, Part, open_target
@@ -30,7 +30,6 @@ from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.landscape.result import with_error
 from lossatlas.landscape.shapes import CURVE_GRIDS, CurveShape, curve_shape
-from lossatlas.results import Quantity, put_with_error
 from lossatlas.seeding import derive
 
 OTHER: dict[str, Part] = {"train": "test", "test": "train"}
@@ -203,12 +202,7 @@ def _beside_eigenvectors(
         return text
     beside = mining_checks.compare(objective, mined.vector, lowest, SCALES)
     estimator = "loss along the most negative eigenvector - loss along the direction, mean of both sides"
-    for name, people, estimate in (
-        ("advantage", "advantage at equal length", beside.advantage),
-        ("best_advantage", "advantage, each at its best scale", beside.best_advantage),
-    ):
-        quantity = Quantity(name, "nat", people, estimator)
-        put_with_error(dataset, quantity, estimate.value, estimate.stderr, how="paired over the samples")
+    probe_results.put_advantages(dataset, beside, estimator)
     best = beside.best_advantage
     told, side = with_error(abs(best.value), best.stderr), "lower" if best.value >= 0 else "higher"
     return f"{text}; {told} {side} than along the most negative eigenvector"

@@ -21,7 +21,7 @@ from lossatlas.specs import Spec
 from lossatlas.sweep import data_cache, journal, measured
 from lossatlas.sweep.collect import collect
 from lossatlas.sweep.cost import Estimate, estimate
-from lossatlas.sweep.plan import Plan, plan
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.remaining import Remaining, remaining
 from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
 from lossatlas.tasks import data
@@ -62,7 +62,7 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
     raw = data.load(spec.task.data.name, spec.task.data.path)
     fingerprint = raw.fingerprint()
     slow = time.monotonic() - began > SLOW_DATA
-    planned = plan(spec, fingerprint)
+    planned = Plan(spec, fingerprint)
     _check_sizes(planned, raw.facts())
     probed = estimate(planned, raw.facts())
     left = remaining(planned, opened.store, probed.seconds, sample=measured.MOST_MEASURED)
@@ -116,9 +116,8 @@ def check_memory(run: Prepared, workers: int) -> None:
 def machine_memory() -> int:
     """Bytes of this machine's memory, or of what its container may use."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path(
-        "/sys/fs/cgroup/memory.max"
-    )  # of cgroups 2; elsewhere, and without a limit, no number stands there
+    # Of cgroups 2; elsewhere, and without a limit, no number stands there.
+    limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(physical, int(text)) if text.isdigit() else physical
 
@@ -168,7 +167,7 @@ def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     entry = registry.DATA.get(spec.task.data.name)
     known = entry.facts if entry else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path).facts()
-    planned = plan(spec, "")
+    planned = Plan(spec, "")
     _check_sizes(planned, facts)
     return facts, planned
 

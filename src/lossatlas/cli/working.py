@@ -7,14 +7,13 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lossatlas.cli.engines import places
+from lossatlas.cli.engines import places, worker_command
 from lossatlas.cli.output import note
 from lossatlas.cli.running import chosen_device, load_data
 from lossatlas.errors import UserError
@@ -95,9 +94,8 @@ def shared(folder: Path, device: str, name: str, cells: Sequence[int], workers: 
             note(f"Worker {event['worker']}: {event['reason']}")
 
     slots = places(Engine("processes", workers, device=device), chosen_device(device))[: len(cells)]
-    command = [sys.executable, "-P", "-m", "lossatlas", "worker", str(folder), "--pipe", "--device", device]
     note(f"{len(slots)} workers, whose logs are in {folder / 'logs' / name}")
-    local = LocalEngine(command, folder / "logs" / name, slots, hear)
+    local = LocalEngine(worker_command(folder, device), folder / "logs" / name, slots, hear)
     _heed_signals(leave)
     local.run(cells)
     given_up = note_given_up(

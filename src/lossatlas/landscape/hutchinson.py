@@ -14,6 +14,7 @@ from lossatlas.errors import UserError
 from lossatlas.landscape.operators import SymmetricOperator, checked_operator
 from lossatlas.landscape.result import Result, with_error
 
+MIN_PROBES = 16  # before a mean of probes may stop
 PROBES_AT_ONCE = 4  # products taken together share the forward pass where graphs are not kept
 
 
@@ -48,7 +49,7 @@ def hutchinson(
     *,
     rel: float = 0.05,
     max_matvecs: int = 200,
-    min_probes: int = 16,
+    min_probes: int = MIN_PROBES,
     floor: float = 1e-3,
     known: float = 0.0,
     seed: int,

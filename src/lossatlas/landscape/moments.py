@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossatlas.landscape.hutchinson import TraceEstimate, probe_mean
+from lossatlas.landscape.hutchinson import MIN_PROBES, TraceEstimate, probe_mean
 from lossatlas.landscape.operators import SymmetricOperator
 
 
@@ -21,7 +21,7 @@ def trace_of_square(
     *,
     rel: float = 0.05,
     max_matvecs: int = 200,
-    min_probes: int = 16,
+    min_probes: int = MIN_PROBES,
     seed: int,
 ) -> TraceOfSquare:
     """tr(A^2) = ||A||_F^2 as the mean of ||A v||^2 over random signs v, with the standard error of that mean.

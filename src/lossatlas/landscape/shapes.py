@@ -114,8 +114,8 @@ def curve_shape(
 
     - v-basin: one minimum, and the model at it
     - v-side: no turning point, or one minimum with the model on the slope
-    - w-basin: minimum, maximum, minimum, and the model in a valley: on either side of the maximum, the barrier,
-      with a smaller loss than there
+    - w-basin: minimum, maximum, minimum, and the model in a valley: its loss is nearer to that of the bottom on
+      its side than to that of the maximum, the barrier [Xu2024 draws the model in a valley and gives no bound]
     - w-peak: the model at a maximum, with at most one minimum on each side. [Xu2024] counts three turning points
       where both valleys lie in the window and one where neither does; here also two, where one does
     - vvv-basin: three minima, two maxima, wherever the model is
@@ -138,10 +138,9 @@ def curve_shape(
     model = ""  # on a slope
     if near and near[0][0] <= step and (len(near) == 1 or near[1][0] > near[0][0] * (1 + STEP_SLACK)):
         model = kinds[near[0][1]]
-    loss = float(y[np.abs(x - at).argmin()])
-    barriers = [p.value for p in points if p.kind == "maximum"]
+    in_valley = kinds == "v^v" and _in_valley(points, at, loss=float(y[np.abs(x - at).argmin()]))
     return CurveShape(
-        kind=_curve_kind(kinds, model, is_below=all(loss < barrier for barrier in barriers)),
+        kind=_curve_kind(kinds, model, in_valley=in_valley),
         stationary=points,
         below=sum(p.value < guessing for p in points),
         above=sum(p.value >= guessing for p in points),
@@ -181,16 +180,20 @@ def gmi(positions: Any, values: Any, *, at: float = 0.0, tolerance: float = 0.0)
     )
 
 
-def _curve_kind(kinds: str, model: str, *, is_below: bool) -> CurveKind:
-    """The class of a sequence of minima (v) and maxima (^), the model being at one of them or on a slope.
+def _in_valley(points: tuple[Stationary, ...], at: float, *, loss: float) -> bool:
+    """Whether the model lies in the lower half of one of two valleys."""
+    left, barrier, right = points
+    bottom = left if at < barrier.position else right
+    return loss < (bottom.value + barrier.value) / 2
 
-    `is_below`: the model's loss is smaller than at every maximum.
-    """
+
+def _curve_kind(kinds: str, model: str, *, in_valley: bool) -> CurveKind:
+    """The class of a sequence of minima (v) and maxima (^), the model being at one of them or on a slope."""
     if model == "^" and kinds in ("^", "v^", "^v", "v^v"):
         return "w-peak"
     if kinds in ("", "v"):
         return "v-basin" if model else "v-side"
-    if kinds == "v^v" and is_below:
+    if in_valley:
         return "w-basin"
     return "vvv-basin" if kinds == "v^v^v" else "other"
 

@@ -14,7 +14,7 @@ from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.criterion import Criterion
-from lossatlas.landscape.hutchinson import TraceEstimate, check_budget, hutchinson
+from lossatlas.landscape.hutchinson import MIN_PROBES, TraceEstimate, check_budget, hutchinson
 from lossatlas.landscape.linearity import confirm, piecewise_affine
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian, second_order
@@ -36,7 +36,7 @@ def trace(
     *,
     rel: float = 0.05,
     max_matvecs: int = 200,
-    min_probes: int = 16,
+    min_probes: int = MIN_PROBES,
     floor: float = 1e-3,
     seed: int,
 ) -> TraceEstimate:

@@ -17,11 +17,15 @@ from lossatlas.results import Cell
 from lossatlas.settings import Settings
 from lossatlas.specs import Task, Train
 from lossatlas.sweep.plan import Plan
+from lossatlas.sweep.remaining import per_cell
 from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses, models
 from lossatlas.tasks.samples import FLOAT_LIMIT
+from lossatlas.training import FlatSGD
 
-PROBE_BATCHES = (8, 32)  # a step takes a + b B seconds; two sizes give a and b
+# A step takes a + b B seconds: the smallest of these batches and the first that takes PROBE_STEP give a and b.
+PROBE_BATCHES = (8, 32, 128, 512)
+PROBE_STEP = 0.01  # s
 PROBED = 12  # models at most; those between are interpolated by their numbers of parameters
 PROBE_SECONDS = 4.0  # and no further model is begun after that
 STEP_OVERHEAD = 0.025  # s: writing and syncing the files of a step
@@ -72,13 +76,12 @@ class Estimate:
     def of(self, plan: Plan) -> Callable[[str, Cell], float]:
         """The predicted seconds of a step of `plan`, by its name and cell."""
         row = {cell: i for i, cell in enumerate(plan.cells)}
-        column = {name: i for i, name in enumerate(self.names)}
+        column = plan.columns()
         return lambda name, cell: float(self.seconds[row[cell], column[name]])
 
     def total(self, plan: Plan) -> float:
         """The predicted seconds of all steps of `plan`."""
-        counts = plan.counts()
-        return float((self.seconds @ [counts[name] / len(plan) for name in self.names]).sum())
+        return float((self.seconds @ per_cell(plan)).sum())
 
 
 def estimate(plan: Plan, facts: Facts) -> Estimate:
@@ -154,6 +157,7 @@ def _parameters(task: Task, facts: Facts) -> int:
 
 def _probe(task: Task, facts: Facts) -> ModelCost:
     model, criterion = _model(task, facts), losses.build(task.loss)
+    optimizer = FlatSGD(model, momentum=0.9, weight_decay=1e-4)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}  # bytes of what the gradient needs, by storage, so that nothing counts twice
 
@@ -162,24 +166,28 @@ def _probe(task: Task, facts: Facts) -> ModelCost:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds = []
+    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+        start = time.process_time()  # not by the clock: others may be at work here
+        kept.clear()
+        optimizer.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = criterion(model, batch)
+        loss.backward()
+        optimizer.step()
+        return time.process_time() - start
+
+    seconds: dict[int, float] = {}
     for size in PROBE_BATCHES:
         batch = (torch.zeros(size, *facts.input_shape), torch.zeros(size, dtype=torch.long))
-        times = []
-        for _ in range(3):
-            start = time.process_time()  # not by the clock: others may be at work here
-            with registry.blamed(f"model {task.model.name!r} on inputs of shape {facts.input_shape}"):
-                kept.clear()
-                with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                    loss = criterion(model, batch)
-                loss.backward()
-            times.append(time.process_time() - start)
-        seconds.append(min(times))
-    small, large = PROBE_BATCHES
-    slope = max(seconds[1] - seconds[0], 0.1 * seconds[1]) / (large - small)
+        with registry.blamed(f"model {task.model.name!r} on inputs of shape {facts.input_shape}"):
+            seconds[size] = min(step(batch) for _ in range(3))
+        if len(seconds) > 1 and seconds[size] > PROBE_STEP:
+            break
+    small, large = min(seconds), max(seconds)
+    slope = max(seconds[large] - seconds[small], 0.1 * seconds[large]) / (large - small)
     parameters = sum(p.numel() for p in model.parameters())
     activations = sum(size for storage, size in kept.items() if storage not in weights) / large
-    return ModelCost(max(0.0, seconds[0] - small * slope), slope, parameters, activations)
+    return ModelCost(max(0.0, seconds[small] - small * slope), slope, parameters, activations)
 
 
 def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost: ModelCost, facts: Facts) -> float:

@@ -59,8 +59,7 @@ def is_damaged(store: Path, fingerprint: str) -> bool:
 
 def set_aside(store: Path, fingerprint: str) -> None:
     """Move kept data out of the way, as far as there are some; they will be loaded from their source again."""
-    aside = store / "damaged" / files.temporary_name(f"data-{fingerprint}").removeprefix(files.TEMPORARY)
-    files.set_aside(folder(store, fingerprint), aside)
+    files.set_aside(folder(store, fingerprint), store / "damaged" / files.unique_name(f"data-{fingerprint}"))
 
 
 def _read(store: Path, fingerprint: str) -> RawData | None:

@@ -57,7 +57,7 @@ def refined(plan: Plan, seconds: NDArray[np.float64], finished: Iterable[Finishe
     that has none takes the factor of the kind over all models, and a kind that has none stays as it was predicted.
     Steps of diverged models are left out: that they ended early says nothing about the others.
     """
-    column = {name: i for i, (name, _) in enumerate(plan.kinds())}
+    column = plan.columns()
     models = _models(plan)
     sums: dict[tuple[int, int], NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))  # by kind and model
     for one in finished:

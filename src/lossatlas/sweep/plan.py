@@ -109,6 +109,10 @@ class Plan(Sequence[CellPlan]):
             *((measure.name, settings) for measure, settings, _, groups in self._measures if groups),
         ]
 
+    def columns(self) -> dict[str, int]:
+        """The place of every kind of step in this order, by its name: the columns of arrays (cells, kinds)."""
+        return {name: k for k, (name, _) in enumerate(self.kinds())}
+
     def counts(self) -> dict[str, int]:
         """How many steps of each kind the whole plan has."""
         counts = {"train": len(self.spec.seeds)}
@@ -167,11 +171,6 @@ class Plan(Sequence[CellPlan]):
             weights=self._weights,
         )
         return Step(measure.name, cell, seeds, text_key(text), text, inputs, arrays, measure, settings)
-
-
-def plan(spec: Spec, fingerprint: str) -> Plan:
-    """The plan of a spec on the data with this fingerprint."""
-    return Plan(spec, fingerprint)
 
 
 def _settings(spec: Spec, measure: Measure) -> Settings | None:

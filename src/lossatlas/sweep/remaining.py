@@ -55,7 +55,7 @@ def remaining(plan: Plan, store: Store, seconds: NDArray[np.float64], *, sample:
     if any(finished.values()):
         most = sum(min(len(finished[name]), total[name]) for name in total)
         stride = -(-most // sample) if sample else 0  # rounded up
-        column = {name: i for i, name in enumerate(total)}
+        column = plan.columns()
         done = 0
         for index, cell in enumerate(plan.cells):
             for step in plan.steps(cell):

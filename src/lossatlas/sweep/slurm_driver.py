@@ -243,7 +243,7 @@ class SlurmEngine:
 
     def _dealt(self, todo: Steps) -> tuple[list[list[int]], dict[int, float]]:
         """The shards of cells, and the predicted seconds of what each cell lacks."""
-        column = {name: k for k, (name, _) in enumerate(self._work.plan.kinds())}
+        column = self._work.plan.columns()
         seconds = {
             cell: float(sum(self._work.seconds[cell, column[step.name]] for step in steps))
             for cell, steps in todo.items()

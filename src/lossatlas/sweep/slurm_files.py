@@ -28,9 +28,8 @@ from lossatlas.results import Cell
 from lossatlas.settings import text_key
 from lossatlas.specs import Slurm
 
-LEAD = (
-    300  # s before the time limit that the worker is warned; a tenth of a short one, and Slurm may be 60 s early
-)
+# s before the time limit that the worker is warned; a tenth of a short one, and Slurm may be 60 s early.
+LEAD = 300
 LARGEST_ARRAY = 1000
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lossatlas.sweep.journal import running
 from lossatlas.sweep.measured import Broken, Finished, look, refined
 from lossatlas.sweep.plan import Plan, Step
-from lossatlas.sweep.remaining import Remaining, remaining
+from lossatlas.sweep.remaining import Remaining, per_cell, remaining
 from lossatlas.sweep.run import open_folder, saved_plan
 from lossatlas.sweep.store import Store
 
@@ -86,7 +86,7 @@ class Observer:
         statuses: dict[str, Counter[str]] = {}
         for one in finished:
             statuses.setdefault(one.step.name, Counter())[one.status] += 1
-        total = float((scaled.sum(axis=0) * list(left.total.values())).sum()) / max(1, len(saved.plan))
+        total = float((scaled @ per_cell(saved.plan)).sum())
         at_work, silent = _heard(self.folder, saved.plan, scaled)
         return Status(
             name=saved.plan.spec.name,
@@ -137,7 +137,7 @@ def _heard(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The notes of workers at work, and of those not heard of for much longer than their step should take."""
     row = {cell: i for i, cell in enumerate(plan.cells)}
-    column = {name: i for i, (name, _) in enumerate(plan.kinds())}
+    column = plan.columns()
     at_work: list[dict[str, Any]] = []
     silent: list[dict[str, Any]] = []
     now = time.time()

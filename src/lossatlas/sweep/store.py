@@ -114,7 +114,7 @@ class Store:
         return set((self.root / "damaged").glob("*"))
 
     def _set_aside(self, path: Path, name: str) -> None:
-        aside = self.root / "damaged" / files.temporary_name(name).removeprefix(files.TEMPORARY)
+        aside = self.root / "damaged" / files.unique_name(name)
         if files.set_aside(path, aside):
             self.damaged.append(aside)
 
@@ -130,13 +130,20 @@ class Store:
         """Where the checkpoint of a step that is not finished is, or will be."""
         return self.root / "unfinished" / f"{step}-{key}.safetensors"
 
-    def checkpoint_times(self) -> dict[tuple[str, str], int]:
-        """When the checkpoints of unfinished steps were written, in ns, by step and key."""
+    def checkpoints(self) -> dict[tuple[str, str], Path]:
+        """The checkpoints of unfinished steps, by step and key."""
         found = {}
         for path in (self.root / "unfinished").glob("*.safetensors"):
             step, _, key = path.stem.rpartition("-")
+            found[step, key] = path
+        return found
+
+    def checkpoint_times(self) -> dict[tuple[str, str], int]:
+        """When they were written, in ns."""
+        found = {}
+        for place, path in self.checkpoints().items():
             with contextlib.suppress(FileNotFoundError):
-                found[step, key] = path.stat().st_mtime_ns
+                found[place] = path.stat().st_mtime_ns
         return found
 
     def set_unfinished_aside(self, step: str, key: str) -> None:
@@ -147,8 +154,7 @@ class Store:
         """Remove what died between a commit and the end of its checkpoint, and temporaries of dead writers."""
         for folder in (self.root, self.root / "unfinished"):
             files.remove_dead_temporaries(folder)
-        for path in (self.root / "unfinished").glob("*.safetensors"):
-            step, _, key = path.stem.rpartition("-")
+        for (step, key), path in self.checkpoints().items():
             if self.has(step, key):
                 files.remove(path)
 

@@ -80,7 +80,7 @@ def _data(opened: RunFolder, plan: Plan) -> Iterator[Damage]:
 
 def _steps(store: Store, plan: Plan, checked: Checked, progress: Progress) -> Iterator[Damage]:
     finished = {name: store.finished(name) for name in plan.counts()}
-    unfinished = {path.stem for path in store.unfinished("", "").parent.glob("*.safetensors")}
+    unfinished = store.checkpoints()
     for index, cell in enumerate(plan.cells):
         for step in plan.steps(cell):
             name, key = step.name, step.key
@@ -89,7 +89,7 @@ def _steps(store: Store, plan: Plan, checked: Checked, progress: Progress) -> It
                 if problems := store.verify(name, key):
                     what = f"{name} of cell {step.cell}, seeds {list(step.seeds)}"
                     yield Damage(what, tuple(problems), lambda name=name, key=key: store.set_aside(name, key))  # type: ignore[misc]
-            if f"{name}-{key}" in unfinished:
+            if (name, key) in unfinished:
                 checked.checkpoints += 1
                 yield from _checkpoint(store, name, key)
         progress(index + 1, len(plan))

@@ -7,9 +7,9 @@ An MLP 3072-128-10 on 1,000 CIFAR-10 images and a width-8 ResNet18 on 50 of them
 hours), both trained briefly and moved off the kinks of their ReLUs (`settle`); images from LOSSATLAS_DATA, random
 ones where that is not set. Every tool climbs a ladder of its own settings to the first that meets the row's error;
 then these are timed in turn, `--repeats` times with other seeds, so that a noisy machine disturbs all alike.
-Building the operator is part of the time. Runs above ONCE seconds are not repeated, and a tool is given up in a row
-after `--limit` seconds. Peak memory is what the process grew by (Linux). `--quick` only shows that everything runs;
-its numbers mean nothing.
+Building the operator is part of the time. Runs above ONCE seconds are not repeated, and a tool is given up in a
+row after `--limit` seconds. Peak memory is what the process grew by (Linux). `--quick` only shows that everything
+runs; its numbers mean nothing.
 """
 
 from __future__ import annotations

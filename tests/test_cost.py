@@ -39,22 +39,21 @@ def test_a_model_between_two_probed_ones_costs_a_power_of_its_size() -> None:
         assert found.parameters == size
         for name in ("fixed", "per_sample", "activations"):
             assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9)
-    beyond = cost._between(
-        known, 30_000
-    )  # nothing is known there: in proportion, which is too much rather than too little
+    # nothing is known there: in proportion, which is too much rather than too little
+    beyond = cost._between(known, 30_000)
     assert beyond.per_sample == pytest.approx(3 * law(10_000).per_sample)
     assert cost._between([replace(law(100), fixed=0.0)], 100).fixed < 1e-9  # a cost that was too small to be seen
 
 
 def test_of_many_models_few_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     probed = []
-    original = cost._probe
+    original = cost.probe
 
     def counted(task: specs.Task, facts: Facts) -> ModelCost:
         probed.append(task.model.options["width"])
         return original(task, facts)
 
-    monkeypatch.setattr(cost, "_probe", counted)
+    monkeypatch.setattr(cost, "probe", counted)
     monkeypatch.setattr(cost, "PROBE_SECONDS", 1e9)
     many = tiny(load={"width": list(range(1, 301))})
     found = estimate(many, DIGITS)
@@ -71,17 +70,14 @@ def test_memory_counts_data_activations_graphs_and_basis() -> None:
     assert measured is not None
     (task, train) = tiny().task((2, 64)), tiny().train((2, 64))
     model = ModelCost(0.0, 1e-6, 1000, 5000.0)
-    images = 1797 * 64 + 4 * 64 * (
-        2 * 200 + 360
-    )  # as they are, then as float32: of 200 samples two, and the test part
+    # as they are, then as float32: of 200 samples two, and the test part
+    images = 1797 * 64 + 4 * 64 * (2 * 200 + 360)
     without = cost._memory([None], task, train, model, DIGITS)
     assert without == cost.PROCESS + images + cost.VECTORS * 4 * 1000 + 64 * 5000
     graphs = cost.KEPT_GRAPH * 50 * 5000 + cost.MATVECS * 4 * 1000
     assert cost._memory([None, measured], task, train, model, DIGITS) == without - 64 * 5000 + graphs
     huge = replace(model, activations=1e9)
-    assert cost._memory([measured], task, train, huge, DIGITS) == pytest.approx(
-        64e9, rel=0.05
-    )  # the training batch
+    assert cost._memory([measured], task, train, huge, DIGITS) == pytest.approx(64e9, rel=0.05)  # the batch
 
 
 @pytest.fixture

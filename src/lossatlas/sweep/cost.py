@@ -59,6 +59,9 @@ class ModelCost:
         return samples * (self.per_sample + self.fixed / batch)
 
 
+Costs = Callable[[Mapping[str, Task], Facts], dict[str, ModelCost]]  # of the models with these keys
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of the steps of a plan, and bytes."""
@@ -84,9 +87,9 @@ class Estimate:
         return float((self.seconds @ per_cell(plan)).sum())
 
 
-def estimate(plan: Plan, facts: Facts) -> Estimate:
-    """Predict the cost of every step of a plan, by timing a few training steps of each model."""
-    costs = _model_costs({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
+def estimate(plan: Plan, facts: Facts, costs_of: Costs | None = None) -> Estimate:
+    """Predict the cost of every step of a plan: of each model by `costs_of`, or by timing a few training steps."""
+    costs = (costs_of or _model_costs)({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
     kinds = plan.kinds()
     known: dict[tuple[int, int], tuple[tuple[float, ...], float]] = {}  # by the task and training that cells share
     found = []
@@ -119,7 +122,7 @@ def _model_costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost
         start = time.monotonic()
         for key in ordered:
             if key in chosen and (not probed or time.monotonic() - start < PROBE_SECONDS):
-                probed[key] = _probe(tasks[key], facts)
+                probed[key] = probe(tasks[key], facts)
     known = list(probed.values())
     return {key: probed.get(key) or _between(known, sizes[key]) for key in ordered}
 
@@ -141,7 +144,8 @@ def _between(known: Sequence[ModelCost], parameters: int) -> ModelCost:
     )
 
 
-def _model(task: Task, facts: Facts) -> torch.nn.Module:
+def model_of(task: Task, facts: Facts) -> torch.nn.Module:
+    """The model of a task on data of these sizes."""
     return models.build(
         task.model.name, task.model.options, input_shape=facts.input_shape, classes=facts.classes, seed=0
     )
@@ -150,13 +154,14 @@ def _model(task: Task, facts: Facts) -> torch.nn.Module:
 def _parameters(task: Task, facts: Facts) -> int:
     try:
         with torch.device("meta"):  # shapes without numbers
-            return sum(p.numel() for p in _model(task, facts).parameters())
+            return sum(p.numel() for p in model_of(task, facts).parameters())
     except Exception:  # a model of one's own may need the numbers; what else is wrong with it, this says again
-        return sum(p.numel() for p in _model(task, facts).parameters())
+        return sum(p.numel() for p in model_of(task, facts).parameters())
 
 
-def _probe(task: Task, facts: Facts) -> ModelCost:
-    model, criterion = _model(task, facts), losses.build(task.loss)
+def probe(task: Task, facts: Facts) -> ModelCost:
+    """The cost of a model on this machine, from a few training steps; one thread is up to the caller."""
+    model, criterion = model_of(task, facts), losses.build(task.loss)
     optimizer = FlatSGD(model, momentum=0.9, weight_decay=1e-4)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}  # bytes of what the gradient needs, by storage, so that nothing counts twice

@@ -16,6 +16,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from lossatlas import files, summary
+from lossatlas.figures.columns import column, trace_lines
 from lossatlas.figures.connectivity import connectivity
 from lossatlas.figures.curves import line, lines
 from lossatlas.figures.expansions import expansion, loss_change, quadratic
@@ -32,6 +33,7 @@ from lossatlas.figures.tracks import path, search, trajectory
 __all__ = [
     "against_gaussians",
     "angles",
+    "column",
     "comparison",
     "connection",
     "connectivity",
@@ -55,6 +57,7 @@ __all__ = [
     "surface",
     "surface_3d",
     "surfaces",
+    "trace_lines",
     "trajectory",
 ]
 

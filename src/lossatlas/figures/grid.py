@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.style import INCH, SMALL, no_value_style, number
+from lossatlas.findings.columns import COLDER_WITH_VALUE
 
 Floats = NDArray[np.float64]
 
-COLDER_WITH_VALUE = ("batch_size",)  # a large batch averages the noise away; any other temperature rises with it
 _DIGIT = 0.64 * SMALL / INCH  # inches: the width of a digit of DejaVu Sans
 _LINE = 1.15 * SMALL / INCH  # inches: the height that a tick label needs
 
@@ -115,10 +115,11 @@ def grid_of(dataset: xr.Dataset) -> Grid:
                 f"A map needs one {role} axis, these results have {many}. Give results with one {role} axis, or "
                 "choose one value of the others first, as in cells.sel(panel=1)."
             )
-    return Grid(_scale(dataset[names["load"][0]]), _scale(dataset[names["temperature"][0]]))
+    return Grid(scale_of(dataset[names["load"][0]]), scale_of(dataset[names["temperature"][0]]))
 
 
-def _scale(coordinate: xr.DataArray) -> Scale:
+def scale_of(coordinate: xr.DataArray) -> Scale:
+    """An axis of the results: its values, its label, and whether large ones are cold."""
     name = str(coordinate.name)
     label = str(coordinate.attrs.get("long_name", name.replace("_", " ")))
     units = coordinate.attrs.get("units", "1")
@@ -140,10 +141,10 @@ def prepare(axes: Axes, grid: Grid, *, x_numbers: bool = True, y_numbers: bool =
         (axes.set_xlim if is_x else axes.set_ylim)(*limits)
         axis.set_major_locator(FixedLocator(scale.centres.tolist()))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FixedFormatter(_thinned(axes, scale, is_x) if has_numbers else []))
+        axis.set_major_formatter(FixedFormatter(tick_texts(axes, scale, is_x) if has_numbers else []))
 
 
-def _thinned(axes: Axes, scale: Scale, is_x: bool) -> list[str]:
+def tick_texts(axes: Axes, scale: Scale, is_x: bool) -> list[str]:
     """The label of every tick, empty where it would touch another: the ends choose first, then powers of two."""
     edges = scale.u_edges
     places = (scale.u - edges[0]) / (edges[-1] - edges[0]) * inches_of(axes)[0 if is_x else 1]

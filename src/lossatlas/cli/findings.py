@@ -1,0 +1,194 @@
+"""`findings`, `advise`: what results say, as tables, files and figures; reads files only, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lossatlas.cli.explore import AutoOption, SetOption, Source, labelled, note_rule
+from lossatlas.cli.output import guarded, note, say, table
+from lossatlas.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lossatlas.findings.claims import Finding
+    from lossatlas.findings.columns import Column, Place
+    from lossatlas.findings.double_descent import Descent
+
+
+@guarded
+def findings(
+    source: Source,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results of the same grid with the other learning-rate schedule.",
+            metavar="SOURCE",
+            readable=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the full tables (CSV, JSON) and the figures.")
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show this slice as well, such as width=16, or width=16,n_train=5000 with three axes; "
+            "may be repeated.",
+            metavar="AXIS=VALUE",
+        ),
+    ] = None,
+    settings: SetOption = None,
+    auto: AutoOption = None,
+) -> None:
+    """Check the claims of [Yang2021], whether zero loss pays at every load, and look for double descent."""
+    from lossatlas.findings import claims, columns, double_descent, tables
+    from lossatlas.findings.evidence import Evidence
+    from lossatlas.published import load_source
+
+    tree = load_source(source)
+    labels = labelled(tree, settings, auto=auto)
+    evidence = Evidence(tree, labels, against=None if against is None else load_source(against))
+    slices = [columns.cut(evidence.cells, labels, _place(text)) for text in at or []]
+    checked = claims.check(evidence)
+    best = columns.best_of_columns(tree, labels)
+    descents = double_descent.search(tree, labels)
+    table(*tables.overview(checked, best, descents))
+    for cells in slices:
+        say()
+        table(*tables.of_cells(cells, cells[["phase"]]))
+    note_rule(labels)
+    if out is not None:
+        _write_tables(out, evidence.cells, labels, checked, best, descents)
+        for text, cells in zip(at or [], slices, strict=True):
+            _draw_slice(out, cells, _place(text), descents)
+        _draw(out, evidence.cells, labels, descents)
+        note(f"written: {out}")
+
+
+@guarded
+def advise(
+    source: Source,
+    out: Annotated[Path | None, typer.Option(help="Write the table here as CSV.")] = None,
+    settings: SetOption = None,
+    auto: AutoOption = None,
+) -> None:
+    """Say for every cell what would help: more data, a larger model, another temperature, better convergence."""
+    from lossatlas import files
+    from lossatlas.findings import advice, tables
+    from lossatlas.published import load_source
+
+    labels = labelled(load_source(source), settings, auto=auto)
+    found = tables.of_advice(advice.advise(labels))
+    if out is not None:
+        files.write_file(out, tables.to_csv(found).encode())
+    table(*found)
+    note_rule(labels)
+    if out is not None:
+        note(f"written: {out}")
+
+
+def _place(text: str) -> Place:
+    """`width=16,n_train=5000` as values by axis."""
+    place: Place = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            place[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UserError(f"--at {text!r} names no slice. Write --at AXIS=VALUE, such as --at width=16.")
+    return place
+
+
+def _write_tables(
+    folder: Path,
+    cells: xr.Dataset,
+    labels: xr.Dataset,
+    checked: Sequence[Finding],
+    best: Sequence[Column],
+    descents: Sequence[Descent],
+) -> None:
+    from lossatlas import files
+    from lossatlas.findings import tables
+
+    contents = {
+        "claims": tables.of_claims(checked),
+        "columns": tables.of_columns(best),
+        "double_descent": tables.of_descents(descents),
+        "cells": tables.of_cells(cells, labels),
+    }
+    for name, content in contents.items():
+        files.write_file(folder / f"{name}.csv", tables.to_csv(content).encode())
+    everything = {
+        "thresholds": json.loads(labels.attrs["thresholds"]),
+        "origin": json.loads(labels.attrs["origin"]),
+        "claims": [
+            {
+                "claim": each.claim.name,
+                "sentence": each.claim.sentence,
+                "figure": each.claim.figure,
+                "unit": each.claim.unit,
+                "holds": each.holds,
+                "margin": each.margin,
+                "error": each.error,
+                "rests_on": each.rests_on,
+            }
+            for each in checked
+        ],
+        "columns": [asdict(each) for each in best],
+        "double_descent": [asdict(each) for each in descents],
+    }
+    text = json.dumps(_without_nan(everything), indent=1, allow_nan=False)
+    files.write_file(folder / "findings.json", (text + "\n").encode())
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON has no NaN: what was not measured is null."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if content != content or content in (float("inf"), float("-inf")) else content
+
+
+def _draw(folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequence[Descent]) -> None:
+    """The traces against the temperature, and every slice that shows double descent."""
+    import numpy as np
+
+    from lossatlas import figures
+    from lossatlas.findings import columns
+    from lossatlas.results import axes_of
+
+    load, temperature = axes_of(labels)
+    if "ln_hessian_trace" in cells and np.isfinite(cells["ln_hessian_trace"]).any():
+        for at in columns.places(labels, load[0], *temperature):
+            name = f"trace_lines{_suffix(at)}"
+            figure = figures.trace_lines(cells.sel(at), title=_title(at))
+            figures.save(figure, folder / name)
+    for descent in descents:
+        if descent.found == "yes":
+            _draw_slice(folder, columns.cut(cells, labels, descent.at), descent.at, descents)
+
+
+def _draw_slice(folder: Path, cells: xr.Dataset, at: Place, descents: Sequence[Descent]) -> None:
+    from lossatlas import figures
+
+    peaks = [each.peak for each in descents if each.at == at and each.found == "yes"]
+    figure = figures.column(cells, peak=peaks[0] if peaks else None, title=_title(at))
+    figures.save(figure, folder / f"slice{_suffix(at)}")
+
+
+def _title(at: Place) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in at.items())
+
+
+def _suffix(at: Place) -> str:
+    return "".join(f"-{name}-{value:g}" for name, value in at.items())

@@ -80,8 +80,8 @@ class Bench:
 
     # ---- rows ------------------------------------------------------------------------------------------
 
-    def training(self) -> None:
-        recipe = Train(epochs=1, batch_size=self.batch)
+    def training(self, **options: object) -> None:
+        recipe = Train.model_validate({"epochs": 1, "batch_size": self.batch, **options})
         train(self.fresh(0), self.train, self.criterion, recipe, seed=0)
 
     def evaluation(self) -> None:
@@ -151,6 +151,7 @@ def main() -> None:
     gradient = (lambda: bench.forward_backward(HESSIAN_IMAGES, 100, training=False), "one gradient, 200 images")
     rows: list[tuple[str, Callable[[], object], Callable[[], object], str]] = [
         ("training, one epoch", bench.training, *epoch),
+        ("the same with flips and crops", lambda: bench.training(augment=("crop", "flip")), *epoch),
         ("loss and error, train and test", bench.evaluation, lambda: bench.forward(both), "forward"),
         (f"both ends of the spectrum, {matvecs} products", bench.eigenvalues, *gradient),
         ("exact trace", bench.exact_trace, *gradient),

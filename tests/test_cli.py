@@ -312,9 +312,10 @@ def test_a_model_of_ones_own_is_found_in_the_current_folder(tmp_path: Path) -> N
 CALLS = [
     ["--help"],
     ["run", "--help"],
-    ["presets"],
     ["status", "RUN"],
     ["phases", "RUN"],
+    ["findings", "RUN"],
+    ["advise", "RUN"],
     ["figures", "RUN", "--out", "OUT"],
 ]
 

@@ -1,20 +1,16 @@
 """Data sets, subsets, label noise, and the samples that a model sees."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from lossatlas import registry
-from lossatlas.errors import FileError, UserError
+from lossatlas.errors import UserError
 from lossatlas.specs import Data
 from lossatlas.tasks import data
 from lossatlas.tasks.corruption import corrupted, noisy_labels
 from lossatlas.tasks.data import RawData
 from lossatlas.tasks.samples import Samples
-
-IMAGES = (3, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -64,66 +60,6 @@ def test_the_fingerprint_tells_contents_apart() -> None:
     assert len(prints) == 1 + len(others)
     strided = np.zeros((4, 4), np.uint8)[:, ::2]
     assert RawData(strided, targets, inputs, targets, 2).fingerprint() == same.fingerprint()
-
-
-def parquet_folder(folder: Path, count: int = 6) -> Path:
-    """A tiny CIFAR-10 in the Hugging Face layout, in two training files: image k has the colour 10 k."""
-    datasets = pytest.importorskip("datasets", reason="the extra [datasets] is not installed")
-    image = pytest.importorskip("PIL.Image", reason="the extra [datasets] is not installed")
-    datasets.disable_progress_bars()
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    for name, numbers in (
-        ("train-00000", range(count)),
-        ("train-00001", range(count, 8)),
-        ("test-00000", range(2)),
-    ):
-        images = [image.new("RGB", (32, 32), (10 * k, 0, 255)) for k in numbers]
-        part = datasets.Dataset.from_dict({"img": images, "label": [k % 10 for k in numbers]}, features=features)
-        part.to_parquet(folder / f"{name}-of-00002.parquet")
-    return folder
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the library's cache out of the user's."""
-    datasets = pytest.importorskip("datasets", reason="the extra [datasets] is not installed")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_cifar10_comes_from_parquet_files_in_their_order(tmp_path: Path) -> None:
-    raw = data.load("cifar10", str(parquet_folder(tmp_path)))
-    assert raw.train_inputs.shape == (8, *IMAGES)
-    assert raw.train_inputs.dtype == np.uint8
-    assert raw.train_inputs[:, 0, 0, 0].tolist() == [10 * k for k in range(8)]
-    assert (raw.train_inputs[:, 1] == 0).all()
-    assert (raw.train_inputs[:, 2] == 255).all()
-    assert raw.train_targets.tolist() == list(range(8))
-    assert (len(raw.test_targets), raw.classes, raw.scale) == (2, 10, 255.0)
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_cifar10_that_is_not_there_or_damaged_is_told(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileError, match=r"holds no CIFAR-10: expected train-\*\.parquet"):
-        data.load("cifar10", str(tmp_path / "empty"))
-    with pytest.raises(FileError, match="holds no CIFAR-10"):
-        data.load("cifar10", str(tmp_path / "nowhere"))
-    folder = parquet_folder(tmp_path)
-    (folder / "test-00000-of-00002.parquet").write_bytes(b"PAR1" + bytes(100))
-    with pytest.raises(UserError, match=r"CIFAR-10|cifar10"):
-        data.load("cifar10", str(folder))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("own_cache")
-def test_the_real_cifar10(shared_data: Path) -> None:
-    raw = data.load("cifar10", str(shared_data / "cifar10"))
-    assert raw.facts() == registry.DATA["cifar10"].facts
-    assert np.bincount(raw.train_targets).tolist() == [5000] * 10
-    pixels = raw.train_inputs[:5000] / 255.0
-    # The customary constants; our images are re-encoded and a tenth of all.
-    np.testing.assert_allclose(pixels.mean((0, 2, 3)), raw.mean, atol=0.01)
 
 
 LABELS = np.random.default_rng(0).integers(0, 10, 20_000)

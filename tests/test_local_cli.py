@@ -138,7 +138,7 @@ def test_spectrum_is_that_of_the_dense_hessian(folder: Path, tmp_path: Path) -> 
     file = (folder / "mlp0.safetensors").read_bytes()
     weights = [{"file": "mlp0.safetensors", "sha256": hashlib.sha256(file).hexdigest()}]
     assert json.loads(found.attrs["weights"]) == weights
-    assert json.loads(found.attrs["model"]) == {"name": "mlp", "width": 2}
+    assert json.loads(found.attrs["model"]) == {"name": "mlp", "width": 2, "depth": 1}
     assert found.attrs["data_fingerprint"] == RAW.fingerprint()
     assert (found.attrs["batchnorm"], found.attrs["seed"], found.attrs["images"]) == ("eval", 0, IMAGES)
     assert {"torch", "numpy", "python"} <= json.loads(found.attrs["versions"]).keys()

@@ -199,4 +199,4 @@ def test_points_of_another_grid_are_not_given_up_without_a_word(folder: Path) ->
 
 
 def test_the_built_in_losses_are_those_that_take_classes() -> None:
-    assert set(registry.LOSSES) == {"cross_entropy"}  # `_check_task` refuses them for regression
+    assert set(registry.LOSSES) == {"cross_entropy", "translation"}  # `_check_task` refuses them for regression

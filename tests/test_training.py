@@ -1,8 +1,6 @@
 """Training: the optimiser against torch's, the schedule, which weights are kept, divergence, repeatability."""
 
-import copy
 import math
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,30 +14,12 @@ from lossatlas.errors import UserError
 from lossatlas.landscape.checkpoints import DoesNotFit, State, Stopped
 from lossatlas.landscape.criterion import Criterion, supervised
 from lossatlas.seeding import derive
-from lossatlas.specs import EarlyStop, Optimizer, Schedule, Train
+from lossatlas.specs import EarlyStop, Optimizer, Schedule
 from lossatlas.tasks import losses
 from lossatlas.tasks.data import RawData
 from lossatlas.tasks.samples import Samples
-from lossatlas.training import FlatSGD, TrainedModel, learning_rate, stops_early, train
-
-
-def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout)]
-        return nn.Sequential(*layers, nn.Linear(8, 3))
-
-
-def samples(count: int = 50) -> Samples:
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(count, 5)).astype(np.float32)
-    targets = generator.integers(0, 3, count)
-    return Samples(inputs, targets, RawData(inputs, targets, inputs, targets, 3))
-
-
-def recipe(**changes: object) -> Train:
-    settings: dict[str, object] = {"batch_size": 8, "epochs": 4, "optimizer": Optimizer(lr=0.1), **changes}
-    return Train.model_validate(settings)
+from lossatlas.training import FlatSGD, TrainedModel, rates, stops_early, train
+from trainings import Memory, assert_same_bits, network, recipe, samples
 
 
 def trained(
@@ -149,10 +129,15 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 def test_the_rate_drops_once() -> None:
     step = Schedule(name="step", factor=0.1, at=0.75)
-    rates = [learning_rate(0.5, step, epoch, 100) for epoch in range(1, 101)]
-    assert rates == [0.5] * 75 + [0.5 * 0.1] * 25
-    assert [learning_rate(0.5, step, epoch, 4) for epoch in range(1, 5)] == [0.5, 0.5, 0.5, 0.5 * 0.1]
-    assert {learning_rate(0.5, Schedule(), epoch, 10) for epoch in range(1, 11)} == {0.5}
+
+    def found(schedule: Schedule, epochs: int) -> list[float]:
+        rate = rates(recipe(optimizer=Optimizer(lr=0.5), schedule=schedule, epochs=epochs), 50)
+        assert rate.per_epoch == 6
+        return [rate(s) for s in range(6 * epochs)]
+
+    assert found(step, 100) == [0.5] * 450 + [0.5 * 0.1] * 150
+    assert found(step, 4) == [0.5] * 18 + [0.5 * 0.1] * 6
+    assert set(found(Schedule(), 10)) == {0.5}
     result, _ = trained(schedule=step)
     assert result.history["lr"] == [0.1, 0.1, 0.1, 0.1 * 0.1]
 
@@ -263,26 +248,6 @@ def test_progress_hears_of_every_epoch() -> None:
 # ---- stopped and continued ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Memory:
-    """Checkpoints in memory: asks for one after so many batches, and stops there."""
-
-    stop_after: int | None = None
-    saved: State | None = None
-    batches: int = field(default=0, init=False)
-
-    def load(self) -> State | None:
-        return copy.deepcopy(self.saved)
-
-    def due(self) -> bool:
-        self.batches += 1
-        return self.batches == self.stop_after
-
-    def save(self, state: State) -> None:
-        self.saved = copy.deepcopy(state)
-        raise Stopped
-
-
 class Odd(nn.Module):
     """What a state_dict or a list of parameters may miss: a buffer that is not saved, a tie, a frozen layer."""
 
@@ -325,16 +290,6 @@ def story(name: str, memory: Memory | None = None, **changes: object) -> Trained
 @cache
 def undisturbed(name: str) -> TrainedModel:
     return story(name)
-
-
-def assert_same_bits(one: TrainedModel, other: TrainedModel) -> None:
-    for what in ("status", "reason", "epochs", "best_epoch", "early_stopped_epoch", "history"):
-        assert getattr(one, what) == getattr(other, what), what
-    assert one.weights.keys() == other.weights.keys()
-    for kept, weights in one.weights.items():
-        assert weights.keys() == other.weights[kept].keys()
-        for name, tensor in weights.items():
-            assert torch.equal(tensor, other.weights[kept][name]), (kept, name)
 
 
 @pytest.mark.parametrize("name", ["network", "odd"])

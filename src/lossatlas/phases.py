@@ -101,7 +101,9 @@ def label(
     labels["margin"] = (dims, margins(values, cutoffs, scales, codes), _MARGIN.attrs())
     labels["probability"] = (dims, probability, _PROBABILITY.attrs())
     for quantity in _QUANTITIES:
-        labels[quantity.name] = (dims, values[quantity.name], quantity.attrs())
+        source = _SOURCES.get(quantity.name, quantity.name)
+        units = cells[source].attrs["units"] if source in cells else quantity.units  # mc: percent, or nats
+        labels[quantity.name] = (dims, values[quantity.name], {**quantity.attrs(), "units": units})
     labels["n_ok"] = cells["n_ok"]
     labels["status"] = (dims, status, STATUS.attrs())
     labels["reason"] = (dims, reason, REASON.attrs())

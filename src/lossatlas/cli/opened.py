@@ -104,7 +104,7 @@ class Opened:
         batches = {} if self.policy == "eval" else {"batch_size": self.target.batch_size}
         return {
             "command": command,
-            "model": {"name": self.target.model, **self.options},
+            "model": registry.model_content(self.target.model, self.options),
             "weights": [{"file": found.path.name, "sha256": found.sha256} for found in self.checkpoints],
             "data": self.target.data,
             "data_fingerprint": self.raw.fingerprint(),
@@ -140,6 +140,7 @@ def open_target(
     """
     options = dict(assignment(text, "--option", "width=128") for text in target.option or [])
     policy = _checked(target, options, at_least, at_most) or batchnorm
+    options = models.pinned_options(target.model, options)
     device = chosen_device(target.device)
     probe = target.out / files.temporary_name("probe")  # before the work, not after it
     files.write_file(probe, b"")
@@ -147,7 +148,10 @@ def open_target(
     checkpoints = tuple(weights.read(path) for path in target.weights)
     for found in checkpoints:
         _check_finite(found, needs_finite)
-    raw = data.load(target.data, target.data_path, regression=True)
+    given = dict(assignment(text, "--data-option", "limit=1000") for text in target.data_option or [])
+    raw = data.load(target.data, target.data_path, given, regression=True)
+    for line in raw.notes:
+        note(line)
     loss = losses.build(target.loss) if needs_error else losses.load(target.loss)
     _check_task(target, raw, needs_error)
     _check_images(target, raw)
@@ -213,7 +217,12 @@ def _check_finite(found: weights.Weights, is_needed: bool) -> None:
 
 
 def _check_task(target: Target, raw: RawData, needs_error: bool) -> None:
-    """Refuse what takes classes where the data have none."""
+    """Refuse what takes classes where the data have none, and one target a sample where they have sequences."""
+    if raw.sequences and needs_error:
+        raise UserError(
+            f"The targets of data {target.data!r} are sequences, and connect and compare take one class a sample. "
+            "Compare translations in a sweep (`lossatlas run`)."
+        )
     if raw.classes:
         return
     if needs_error:

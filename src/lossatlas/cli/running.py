@@ -24,8 +24,9 @@ from lossatlas.sweep.cost import Estimate, estimate
 from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.remaining import Remaining, remaining
 from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
-from lossatlas.tasks import data
+from lossatlas.tasks import data, models
 from lossatlas.tasks.data import RawData
+from lossatlas.training import fine_tuning
 
 SLOW_DATA = 1.0  # s: what takes longer to load is kept as arrays for the workers
 
@@ -49,6 +50,7 @@ class Prepared:
 
 def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
     """Check the folder and the data, and write the plan; raises UserError where something does not fit."""
+    spec = fine_tuning.pinned(models.pinned(spec))
     opened = open_folder(out, store)
     check_same_experiment(opened, spec)
     if gone := left_out(opened, spec):
@@ -59,7 +61,9 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
     _prepare_folders(opened)
     aside = opened.store.aside()
     began = time.monotonic()
-    raw = data.load(spec.task.data.name, spec.task.data.path)
+    raw = data.load(spec.task.data.name, spec.task.data.path, spec.task.data.options)
+    for line in raw.notes:
+        note(line)
     fingerprint = raw.fingerprint()
     slow = time.monotonic() - began > SLOW_DATA
     planned = Plan(spec, fingerprint)
@@ -128,7 +132,7 @@ def load_data(planned: Plan, opened: RunFolder) -> RawData:
     if kept is not None:
         return kept
     task = planned.spec.task.data
-    raw = data.load(task.name, task.path)
+    raw = data.load(task.name, task.path, task.options)
     if raw.fingerprint() != planned.fingerprint:
         raise UserError(
             f"The data {task.name!r} are not those that {opened.root} was planned with. Restore them, or run "
@@ -165,8 +169,11 @@ def finish(run: Prepared, tree: xr.DataTree) -> None:
 def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     """The plan from what is known of the data set; one's own data are loaded to learn their sizes."""
     entry = registry.DATA.get(spec.task.data.name)
-    known = entry.facts if entry else None
-    facts = known or data.load(spec.task.data.name, spec.task.data.path).facts()
+    text_options = spec.task.data.vocabulary or spec.task.data.max_length  # make other sizes
+    known = entry.facts if entry and not text_options else None
+    facts = known or data.load(spec.task.data.name, spec.task.data.path, spec.task.data.options).facts()
+    if limit := spec.task.data.limit:
+        facts = replace(facts, n_train=min(facts.n_train, limit), n_test=min(facts.n_test, limit))
     planned = Plan(spec, "")
     _check_sizes(planned, facts)
     return facts, planned

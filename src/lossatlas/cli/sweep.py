@@ -17,6 +17,7 @@ from lossatlas.errors import FileError, UserError
 from lossatlas.specs import Spec
 
 if TYPE_CHECKING:
+    from lossatlas.registry import Facts
     from lossatlas.sweep.cost import Estimate
     from lossatlas.sweep.plan import Plan
 
@@ -55,11 +56,11 @@ def presets() -> None:
     for name in presets_.names():
         spec = specs.parse(presets_.text(name), f"preset {name}")
         facts, cells = running.plan_without_data(spec)
-        models = len(cells) * len(spec.seeds)
+        models, epochs = len(cells) * len(spec.seeds), _epochs(cells, facts)
         axes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in spec.axes)
         task = f"{spec.task.model.name} on {spec.task.data.name}"
         times = [duration(estimate(cells, facts, costs).total(cells)) for costs in (here, gpu)]
-        rows.append([name, task, axes, str(len(spec.seeds)), str(models), str(models * spec.train.epochs), *times])
+        rows.append([name, task, axes, str(len(spec.seeds)), str(models), str(epochs), *times])
     table(["name", "task", "axes", "seeds", "models", "epochs", "one core here", "one GPU"], rows)
     note(
         "Times are from the operations counted: of one process at the speed of a small ResNet18 measured here, "
@@ -75,7 +76,7 @@ def plan(source: SourceArgument, settings: SetOption = None, scale: ScaleOption 
 
     spec = _spec(source, settings, scale)
     facts, cells = running.plan_without_data(spec)
-    _print_plan(cells, estimate(cells, facts))
+    _print_plan(cells, facts, estimate(cells, facts))
 
 
 @guarded
@@ -219,16 +220,22 @@ def _out(source: str, out: Path | None, spec: Spec) -> Path:
     return out or default_folder(spec.name)
 
 
-def _print_plan(plan: Plan, estimate: Estimate) -> None:
+def _epochs(plan: Plan, facts: Facts) -> int:
+    """The epochs of all models of a plan."""
+    samples = [plan.task(cell).data.n_train or facts.n_train for cell in plan.cells]
+    each = [plan.train(cell).epochs_on(n) for cell, n in zip(plan.cells, samples, strict=True)]
+    return sum(each) * len(plan.spec.seeds)
+
+
+def _print_plan(plan: Plan, facts: Facts, estimate: Estimate) -> None:
     spec = plan.spec
     models = len(plan) * len(spec.seeds)
-    epochs = sum(plan.train(cell).epochs for cell in plan.cells) * len(spec.seeds)
     rows = [
         ["name", spec.name],
         *[[f"{axis.role} axis", f"{axis.name}: {_listed(axis.values)}"] for axis in spec.axes],
         ["cells", str(len(plan))],
         ["models", str(models)],
-        ["epochs", str(epochs)],
+        ["epochs", str(_epochs(plan, facts))],
         ["steps", ", ".join(f"{count} {name}" for name, count in plan.counts().items())],
         ["time", f"about {duration(estimate.total(plan))} in one process on this CPU"],
         ["memory", f"about {size(estimate.memory)}"],

@@ -33,6 +33,10 @@ class Target:
         typer.Option(help="An option of the model, such as width=128; may be repeated.", metavar="KEY=VALUE"),
     ] = None
     data_path: Annotated[str | None, typer.Option(help="Where the files of the data are.")] = None
+    data_option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the data, such as limit=1000; may be repeated.", metavar="KEY=VALUE"),
+    ] = None
     loss: Annotated[str, typer.Option(help="A name, or module:function of your own.")] = "cross_entropy"
     part: Annotated[str, typer.Option(help="Which samples: train or test.")] = "train"
     images: Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lossatlas.measures import models, pairs
@@ -46,8 +46,16 @@ class Measure:
         content = {k: v for k, v in settings.content().items() if k not in ("pairs",)}
         return content if self.matters is None else {k: v for k, v in content.items() if k in self.matters}
 
+    def described(self, settings: Settings) -> dict[str, tuple[Quantity, ...]]:
+        """Its variables by the group of the results, in the units that the settings ask for."""
+        units = settings.units if isinstance(settings, s.Connectivity) else {}
+        return {
+            group: tuple(replace(each, units=units.get(each.name, each.units)) for each in quantities)
+            for group, quantities in self.quantities.items()
+        }
 
-_FIT = frozenset({"kind", "bends", "start", "epochs", "lr", "momentum", "batch_size", "l2"})
+
+_FIT = frozenset({"kind", "bends", "start", "epochs", "n_ref", "lr", "momentum", "batch_size", "l2"})
 
 STEPS: tuple[Measure, ...] = (
     Measure(
@@ -60,6 +68,7 @@ STEPS: tuple[Measure, ...] = (
         always=True,
     ),
     Measure("hessian", "model", s.Hessian, 2, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
+    Measure("bleu", "model", s.Bleu, 1, models.bleu, {"models": models.BLEU_QUANTITIES}),
     Measure(
         "curve",
         "pair",
@@ -79,7 +88,7 @@ STEPS: tuple[Measure, ...] = (
         pairs.connectivity,
         {"pairs": pairs.CONNECTIVITY_QUANTITIES[:-1], "curves": pairs.CURVE_QUANTITIES},
         after=("curve",),
-        matters=frozenset({"points", "rule", "data"}),
+        matters=frozenset({"points", "rule", "data", "on"}),
         pairs=pairs.chosen_pairs,
     ),
     Measure("cka", "pair", s.CKA, 1, pairs.cka, {"pairs": pairs.CKA_QUANTITIES}),
@@ -99,9 +108,28 @@ def section_of(step: Measure) -> str:
 TABLE: tuple[Measure, ...] = tuple(step for step in STEPS if not step.section)  # one row a section of the spec
 
 
-def problems(asked: Mapping[str, Settings], seeds: Sequence[int]) -> list[str]:
-    """What is wrong with the settings of the measures given the seeds, one sentence each."""
-    settings = asked.get("connectivity")
+def problems(asked: Mapping[str, Settings], seeds: Sequence[int], *, text: bool | None = None) -> list[str]:
+    """What is wrong with the settings of the measures given the seeds, one sentence each.
+
+    `text`: whether the data are sentences and their translations; None where it is not known.
+    """
+    return [*_text_problems(asked, text), *_pair_problems(asked.get("connectivity"), seeds)]
+
+
+def _text_problems(asked: Mapping[str, Settings], text: bool | None) -> list[str]:
+    found = []
+    if text is False and "bleu" in asked:
+        found.append("measures.bleu: it is of translations, and the data are no text; remove it")
+    cka = asked.get("cka")
+    if text and isinstance(cka, s.CKA) and cka.mixup_alpha and "mixup_alpha" in cka.model_fields_set:
+        found.append(
+            f"measures.cka.mixup_alpha: {cka.mixup_alpha:g} was given; allowed is 0, since the tokens of a text "
+            "cannot be mixed"
+        )
+    return found
+
+
+def _pair_problems(settings: Settings | None, seeds: Sequence[int]) -> list[str]:
     if not isinstance(settings, s.Connectivity):
         return []
     where = "measures.connectivity.pairs"

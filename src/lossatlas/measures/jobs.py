@@ -18,9 +18,12 @@ Values = dict[str, float | str | list[float]]
 class Samples(Protocol):
     """Samples in memory; a batch is (inputs, targets)."""
 
+    sequences: bool  # a batch is (source (B, S), target (B, T)) of token ids, padded at the ends of rows
+    tokenizer: str  # of sequences that are text, as the JSON of `tokenizers`; else empty
+
     @property
     def targets(self) -> Tensor:
-        """(N,): the targets of all samples."""
+        """(N,), of sequences (N, T): the targets of all samples."""
 
     def __len__(self) -> int: ...
 
@@ -59,6 +62,11 @@ class Job:
     checkpoints: Checkpoints | None = None  # for the step in hand, if it takes long
     memory: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def sequences(self) -> bool:
+        """Whether the samples are sentences, scored token by token."""
+        return self.train.sequences
+
     def samples(self, part: Literal["train", "test"]) -> Samples:
         """The training or the test samples."""
         return self.train if part == "train" else self.test
@@ -66,8 +74,10 @@ class Job:
     def guessing(self, part: Literal["train", "test"]) -> float:
         """The error in percent of the best constant prediction."""
         from lossatlas.landscape.paths import guessing_error
+        from lossatlas.landscape.sequences import real
 
-        return guessing_error(self.samples(part).targets)
+        targets = self.samples(part).targets
+        return guessing_error(real(targets) if self.sequences else targets)
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, made the first time it is asked for."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
-from lossatlas.measures.outputs import on_samples
-from lossatlas.measures.settings import Evaluation, Hessian, Part
+from lossatlas.measures.outputs import sample_values
+from lossatlas.measures.settings import Bleu, Evaluation, Hessian, Part
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 ROUNDING = 1e-12  # relative: an error and a share of the same samples are rounded differently
 BASIS_BYTES = 1 << 30  # memory of the Krylov basis; a full one is compressed and goes on
 
-_MEAN = "mean over all samples, eval mode"
-_SE = "s / sqrt(N) over the samples"
+_MEAN = "mean over all samples (of text, over target tokens), eval mode"
+_SE = "s / sqrt(N) over the samples; of text that of a ratio, over the sentences"
 
 EVALUATION_QUANTITIES = tuple(
     quantity
@@ -56,6 +56,12 @@ HESSIAN_QUANTITIES = (
     ),
 )
 
+BLEU_QUANTITIES = (
+    Quantity("bleu", "1", "BLEU", "sacrebleu, corpus level, tokens 13a; from 0 to 100"),
+    Quantity("bleu_se", "1", "standard error of BLEU", "over 1,000 resamplings of the sentences"),
+    Quantity("bleu_sentences", "1", "sentences translated", "count"),
+)
+
 
 def evaluate(
     job: Job, _settings: Evaluation, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
@@ -67,7 +73,7 @@ def evaluate(
     values: Values = {}
     parts: tuple[Part, ...] = ("train", "test")
     for part in parts:
-        for name, column in on_samples(job, trained, part)[1].items():
+        for name, column in sample_values(job, trained, part).items():
             estimate = sample_mean(column)
             values[f"{part}_{name}"], values[f"{part}_{name}_se"] = estimate.value, estimate.stderr
     infinite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
@@ -79,6 +85,17 @@ def evaluate(
         reason = f"the training error of {error:.4g}% is no better than a constant prediction ({guessing:.4g}%)"
         return Outcome(values, "collapsed", reason)
     return Outcome(values)
+
+
+def bleu(job: Job, settings: Bleu, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
+    """BLEU of the translations of all sentences of a part; see `measures.bleu` and `measures.decoding`."""
+    from lossatlas.measures.bleu import corpus_bleu, translations
+
+    (trained,) = models
+    samples = job.samples(settings.data)
+    found, wanted = translations(trained.model, samples, beam=settings.beam, max_length=settings.max_length)
+    estimate = corpus_bleu(found, wanted, seed=derive(trained.seed, "bleu"))
+    return Outcome({"bleu": estimate.value, "bleu_se": estimate.stderr, "bleu_sentences": float(estimate.count)})
 
 
 def hessian(job: Job, settings: Hessian, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
-from lossatlas.measures.outputs import FORWARD_BATCH, on_inputs, on_samples
+from lossatlas.measures.outputs import FORWARD_BATCH, at_tokens, compared, on_inputs
 from lossatlas.measures.settings import CKA, Connectivity, Disagreement, Distance, Ensemble
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
@@ -17,6 +17,7 @@ from lossatlas.seeding import derive
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lossatlas.landscape.batches import Batch
     from lossatlas.landscape.estimate import Estimate
 
 RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; part of the definition
@@ -50,16 +51,31 @@ CONNECTIVITY_QUANTITIES = (
 )
 
 CKA_QUANTITIES = (
-    Quantity("cka", "1", "CKA similarity", "linear, centred, float64, softmax outputs on mixup images"),
+    Quantity(
+        "cka",
+        "1",
+        "CKA similarity",
+        "linear, centred, float64, softmax outputs on mixup images; of text at a token a sentence",
+    ),
     Quantity("cka_se", "1", "standard error of CKA over samples", "delete-a-block jackknife"),
 )
 DISTANCE_QUANTITIES = (Quantity("distance", "1", "l2 distance of the parameters", "exact"),)
 DISAGREEMENT_QUANTITIES = (
-    Quantity("disagreement", "%", "disagreement of predictions", "test samples"),
-    Quantity("disagreement_se", "%", "standard error of the disagreement", "binomial"),
-    Quantity("jensen_shannon", "nat", "Jensen-Shannon divergence of the softmax outputs", "mean over samples"),
+    Quantity("disagreement", "%", "disagreement of predictions", "test samples; of text, of target tokens"),
+    Quantity(
+        "disagreement_se",
+        "%",
+        "standard error of the disagreement",
+        "binomial; of text as of a ratio, over the sentences",
+    ),
+    Quantity(
+        "jensen_shannon",
+        "nat",
+        "Jensen-Shannon divergence of the softmax outputs",
+        "mean over samples or target tokens",
+    ),
     Quantity("jensen_shannon_se", "nat", "standard error of the Jensen-Shannon divergence", "s / sqrt(N)"),
-    Quantity("output_cosine", "1", "cosine of the outputs before softmax", "mean over samples"),
+    Quantity("output_cosine", "1", "cosine of the outputs before softmax", "mean over samples or target tokens"),
     Quantity("output_cosine_se", "1", "standard error of the cosine", "s / sqrt(N)"),
 )
 ENSEMBLE_QUANTITIES = (
@@ -104,7 +120,7 @@ def fit_curve(
         job.criterion,
         seed=seed,
         bends=settings.bends,
-        epochs=settings.epochs,
+        epochs=settings.epochs_on(len(job.train)),
         lr=settings.lr,
         momentum=settings.momentum,
         l2=settings.l2,
@@ -123,33 +139,40 @@ def connectivity(
 ) -> Outcome:
     """Loss and error along the fitted curve on training and test samples, and mode connectivity.
 
-    BatchNorm is re-estimated on the training samples at every point, once for both parts.
+    BatchNorm is re-estimated on the training samples at every point, once for both parts. An end no better than
+    guessing by its error is `collapsed`, also where mc is that of the loss.
     """
     import torch
 
     from lossatlas.landscape import paths
     from lossatlas.landscape.objective import Objective
+    from lossatlas.landscape.sequences import per_sentence, token_means
 
     first, second = models
     points = torch.stack([first.theta, *inputs["bends"].to(first.theta), second.theta])
     objective = Objective(
         first.model,
         lambda: itertools.chain(job.train.batches(FORWARD_BATCH)(), job.test.batches(FORWARD_BATCH)()),
-        job.criterion,
+        per_sentence(job.criterion) if job.sequences else job.criterion,
         batchnorm="recalibrate",
         recalibration=job.train.batches(RECALIBRATION_BATCH),
     )
     ts = torch.linspace(0, 1, settings.points, dtype=torch.float64)
     along = paths.evaluate(objective, points, ts, kind=settings.kind)
     split = {"train": slice(0, len(job.train)), "test": slice(len(job.train), None)}
+    parts = {part: {name: rows[:, index] for name, rows in along.samples.items()} for part, index in split.items()}
+    if job.sequences:
+        parts = {part: token_means(sums) for part, sums in parts.items()}
     values: Values = {"arc_length": along.positions[-1].item()}
-    for part, index in split.items():
-        for name, rows in along.samples.items():
-            values |= _curve_values(f"{part}_{name}", ts, rows[:, index].mean(1), along.positions)
-    errors = along.samples["error"][:, split[settings.data]]
+    for part, columns in parts.items():
+        for name, rows in columns.items():
+            values |= _curve_values(f"{part}_{name}", ts, rows.mean(1), along.positions)
+    errors, losses = (parts[settings.data][name] for name in ("error", "loss"))
     mc = paths.connectivity(
         errors.mean(1), ts, rule=settings.rule, samples=errors, guessing=job.guessing(settings.data)
     )
+    if settings.on == "loss" and mc.status == "ok":
+        mc = paths.connectivity(losses.mean(1), ts, rule=settings.rule, samples=losses)
     values |= {"mode_connectivity": mc.value, "mode_connectivity_se": mc.stderr, "t_star": mc.t_star}
     values["t_star_at_end"] = float(mc.t_star_at_end)
     return Outcome(values, mc.status, mc.reason)
@@ -169,7 +192,11 @@ def _curve_values(name: str, ts: Tensor, values: Tensor, positions: Tensor) -> V
 
 
 def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
-    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each redrawn."""
+    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each redrawn.
+
+    Of text, where token ids cannot be mixed, at one random target token of each sentence: independent samples, as
+    the standard error takes them to be.
+    """
     from lossatlas.landscape import similarity
 
     first, second = models
@@ -178,10 +205,33 @@ def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping
         draws = [f"{first.seed} {second.seed}", f"{second.seed} {first.seed}"]
     estimates = []
     for draw in draws:
-        mixed = _mixed(job, settings, draw)
-        outputs = [on_inputs(job, m, mixed, ("mixup", draw)) for m in models]
+        if job.sequences:
+            drawn = _tokens(job, settings, draw)
+            outputs = [at_tokens(job, m, drawn, ("tokens", draw)) for m in models]
+        else:
+            mixed = _mixed(job, settings, draw)
+            outputs = [on_inputs(job, m, mixed, ("mixup", draw)) for m in models]
         estimates.append(similarity.cka(*(logits.double().softmax(dim=1) for logits in outputs)))
     return _mean_outcome("cka", estimates)
+
+
+def _tokens(job: Job, settings: CKA, draw: str) -> Batch:
+    """(source, target, place of one target token a sentence) of a draw; all pairs share one, as of `_mixed`."""
+    import torch
+
+    from lossatlas.landscape.sequences import lengths
+
+    def make() -> Batch:
+        generator = np.random.default_rng(derive(0, f"tokens of {draw}"))
+        samples = job.samples(settings.data)
+        source, target = samples.head(settings.images)
+        if settings.protocol == "published":
+            chosen = generator.permutation(len(samples))[: settings.images]
+            source, target = samples.take(torch.from_numpy(chosen).to(samples.targets.device))
+        places = generator.integers(lengths(target).cpu().numpy())  # from 0 up to each length, that excluded
+        return source, target, torch.from_numpy(places).to(target.device)
+
+    return job.remember(("inputs", draw), make)
 
 
 def _mixed(job: Job, settings: CKA, draw: str) -> Tensor:
@@ -220,15 +270,16 @@ def disagreement(
     """Disagreement in percent, Jensen-Shannon divergence and cosine of the outputs, with standard errors."""
     from lossatlas.landscape import similarity
 
-    a, b = (on_samples(job, m, settings.data)[0].double() for m in models)
-    p, q = a.softmax(dim=1), b.softmax(dim=1)
-    return _outcome(
-        {
+    def compare(outputs: Sequence[Tensor], _targets: Tensor) -> dict[str, Estimate]:
+        a, b = outputs
+        p, q = a.softmax(dim=1), b.softmax(dim=1)
+        return {
             "disagreement": similarity.disagreement(p, q),
             "jensen_shannon": similarity.jensen_shannon(p, q),
             "output_cosine": similarity.cosine(a, b),
         }
-    )
+
+    return _outcome(compared(job, models, settings.data, compare))
 
 
 def ensemble(
@@ -237,9 +288,11 @@ def ensemble(
     """The error of the averaged softmax outputs of all given seeds."""
     from lossatlas.landscape import similarity
 
-    members = [on_samples(job, m, settings.data)[0].double().softmax(dim=1) for m in models]
-    targets = job.samples(settings.data).targets
-    outcome = _outcome({"ensemble_error": similarity.ensemble_error(members, targets)})
+    def compare(outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Estimate]:
+        members = [logits.softmax(dim=1) for logits in outputs]
+        return {"ensemble_error": similarity.ensemble_error(members, targets)}
+
+    outcome = _outcome(compared(job, models, settings.data, compare))
     outcome.values["ensemble_size"] = float(len(models))
     return outcome
 

@@ -57,6 +57,8 @@ class Hessian(Settings):
 class Connectivity(Settings):
     """Mode connectivity along a trained curve.
 
+    On the error in percent, or on the loss in nats as [Yang2021] do for translation.
+
     `published`: pair (0, 1), five points, the first argmax over all of them, the bend starts from a fresh
     initialisation.
     """
@@ -67,22 +69,37 @@ class Connectivity(Settings):
     bends: Count = 1
     start: Literal["midpoint", "random"] = "midpoint"
     epochs: Count = 50
+    n_ref: Count | None = None  # `epochs` are those of so many samples: fewer get more epochs, and as many steps
     lr: Positive = 0.01
     momentum: float = Field(default=0.9, ge=0, lt=1)
     batch_size: Count = 128
     l2: NonNegative = 5e-4
     points: int = Field(default=9, ge=3)
     rule: Literal["inner", "published"] = "inner"
-    data: Part = "train"  # whose error makes mc
+    data: Part = "train"  # whose error (or loss) makes mc
+    on: Literal["error", "loss"] = "error"  # what mc is a difference of
 
     @model_validator(mode="before")
     @classmethod
     def _protocol(cls, values: Any) -> Any:
         return _published(values, points=5, rule="published", start="random", pairs=1)
 
+    @property
+    def units(self) -> dict[str, str]:
+        """The units of the quantities that are not always in the same ones."""
+        unit = "nat" if self.on == "loss" else "%"
+        return {"mode_connectivity": unit, "mode_connectivity_se": unit}
+
+    def epochs_on(self, samples: int) -> int:
+        """The epochs of a curve on so many samples: `epochs`, or with `n_ref` as many as give equal steps."""
+        return self.epochs if self.n_ref is None else max(1, round(self.epochs * self.n_ref / samples))
+
 
 class CKA(Settings):
     """Linear CKA of the softmax outputs on mixup images.
+
+    Of text, at one target token of each of the first `images` sentences, drawn once for all pairs; tokens are not
+    mixed.
 
     `published`: 6 batches of 128, drawn anew for each ordered pair.
     """
@@ -112,3 +129,11 @@ class Ensemble(Settings):
     """The error of the mean softmax output of all ok seeds, on the test samples."""
 
     data: Part = "test"
+
+
+class Bleu(Settings):
+    """BLEU of translations by greedy decoding, or beam search."""
+
+    data: Part = "test"
+    beam: Count = 1  # beginnings of a sentence that go on; 1: greedy
+    max_length: Count = 100  # tokens of a translation at most

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lossatlas import measures, registry
-from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Spec, Train
+from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Optimizer, Schedule, Spec, Train
 
 LARGEST_SEED = 2**63 - 1  # the results keep seeds as 64-bit integers
 
@@ -17,10 +18,14 @@ def problems(spec: Spec) -> list[str]:
     asked = {name: settings for name, settings in spec.measured() if settings is not None}
     return [
         *_seed_problems(spec.seeds),
-        *_keep_problems(spec.train),
+        *_train_problems(spec.train),
+        *_optimizer_problems(spec),
+        *_schedule_problems(spec.train),
         *_axis_problems(spec),
         *_name_problems(spec),
-        *(measures.problems(asked, spec.seeds) if spec.seeds else []),
+        *_data_problems(spec),
+        *_text_problems(spec),
+        *(measures.problems(asked, spec.seeds, text=_is_text(spec)) if spec.seeds else []),
     ]
 
 
@@ -40,11 +45,73 @@ def _seed_problems(seeds: tuple[int, ...]) -> list[str]:
     return problems
 
 
-def _keep_problems(train: Train) -> list[str]:
-    allowed = f"allowed are epochs from 0 (the initialisation) to {train.epochs}, each once"
-    wrong = [epoch for epoch in train.keep if not 0 <= epoch <= train.epochs]
-    twice = len(set(train.keep)) < len(train.keep)
-    return [f"train.keep: {list(train.keep)} was given; {allowed}"] if wrong or twice else []
+def _train_problems(train: Train) -> list[str]:
+    # With n_ref a training has as many epochs as its samples ask for: one that it does not reach is not kept.
+    last = train.epochs if train.n_ref is None else max(train.keep, default=0)
+    to = f"to {train.epochs}" if train.n_ref is None else "on"
+    wrong = any(not 0 <= epoch <= last for epoch in train.keep)
+    problems = []
+    if wrong or len(set(train.keep)) < len(train.keep):
+        allowed = f"allowed are epochs from 0 (the initialisation) {to}, each once"
+        problems.append(f"train.keep: {list(train.keep)} was given; {allowed}")
+    if train.init_sha256 is not None and train.init is None:
+        problems.append("train.init_sha256: given without weights; give their file as train.init, or remove it")
+    return problems
+
+
+# The settings that only some optimisers or schedules have.
+_OWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "train.optimizer": {
+        "momentum": ("sgd",),
+        "nesterov": ("sgd",),
+        "betas": ("adam", "adamw"),
+        "eps": ("adam", "adamw"),
+    },
+    "train.schedule": {"final": ("cosine",)},
+}
+
+
+def _optimizer_problems(spec: Spec) -> list[str]:
+    optimizer = spec.train.optimizer
+    problems = _foreign_problems("train.optimizer", optimizer)
+    given = optimizer.model_fields_set
+    if optimizer.name != "sgd" and "lr" not in given and "lr" not in spec.temperature:
+        problems.append(
+            f"train.optimizer.lr: missing; {optimizer.name} must be given one, the default is that of sgd"
+        )
+    if optimizer.name == "sgd" and optimizer.nesterov and not optimizer.momentum:
+        problems.append("train.optimizer.nesterov: true was given; it needs a momentum above 0")
+    return problems
+
+
+def _schedule_problems(train: Train) -> list[str]:
+    schedule = train.schedule
+    problems = _foreign_problems("train.schedule", schedule)
+    if schedule.warmup_epochs and schedule.warmup_steps:
+        problems.append(
+            f"train.schedule.warmup_steps: {schedule.warmup_steps} was given beside warmup_epochs; remove one of "
+            "the two"
+        )
+    if schedule.name == "inverse-sqrt" and not (schedule.warmup_epochs or schedule.warmup_steps):
+        problems.append(
+            "train.schedule.name: inverse-sqrt was given without a warm-up, which sets its scale; give "
+            "warmup_steps or warmup_epochs"
+        )
+    if train.n_ref is None and schedule.warmup_epochs >= train.epochs:
+        problems.append(
+            f"train.schedule.warmup_epochs: {schedule.warmup_epochs:g} was given; allowed are less than "
+            f"{train.epochs}, the epochs"
+        )
+    return problems
+
+
+def _foreign_problems(where: str, section: Optimizer | Schedule) -> list[str]:
+    """What is given although what the section names does not have it."""
+    return [
+        f"{where}.{key}: given although {section.name} has none; it is for {' and '.join(owners)}"
+        for key, owners in _OWN[where].items()
+        if key in section.model_fields_set and section.name not in owners
+    ]
 
 
 def _axis_problems(spec: Spec) -> list[str]:
@@ -102,22 +169,65 @@ def _name_problems(spec: Spec) -> list[str]:
         ("task.loss", spec.task.loss, registry.LOSSES),
     )
     for where, name, table in tables:
-        if name not in table and not registry.is_custom(name):
-            allowed = ", ".join(table)
+        if name in table or registry.is_custom(name) or (table is registry.MODELS and registry.is_library(name)):
+            continue
+        others = "torchvision:NAME, hf:PATH, " if table is registry.MODELS else ""
+        problems.append(
+            f"{where}: {name!r} does not exist; allowed are {', '.join(table)}, {others}or your own as "
+            f"module:function{hint(name, list(table))}"
+        )
+    return problems + _model_problems(spec)
+
+
+def _data_problems(spec: Spec) -> list[str]:
+    data = spec.task.data
+    if data.test_noise and not (data.label_noise or data.image_noise or "label_noise" in spec.load):
+        return ["task.data.test_noise: true was given and no noise; give label_noise or image_noise, or remove it"]
+    return []
+
+
+def _is_text(spec: Spec) -> bool | None:
+    """Whether the data are sentences and their translations; None where nothing is known of them."""
+    entry = registry.DATA.get(spec.task.data.name)
+    return entry.text if entry else None
+
+
+def _text_problems(spec: Spec) -> list[str]:
+    """What of the task takes text where the data are none, or the other way round."""
+    data, is_text = spec.task.data, _is_text(spec)
+    problems = []
+    for where, name, table in (
+        ("task.model.name", spec.task.model.name, registry.MODELS),
+        ("task.loss", spec.task.loss, registry.LOSSES),
+    ):
+        if is_text is not None and name in table and table[name].text != is_text:
+            allowed = ", ".join(other for other, entry in table.items() if entry.text == is_text)
+            kind = "text" if is_text else "no text"
             problems.append(
-                f"{where}: {name!r} does not exist; allowed are {allowed}, or your own as module:function"
-                f"{hint(name, list(table))}"
+                f"{where}: {name} was given, and the data {data.name} are {kind}; allowed are {allowed}"
             )
-    entry = registry.MODELS.get(spec.task.model.name)
-    return problems + (_model_problems(spec, entry) if entry else [])
+    if is_text and (data.label_noise or "label_noise" in spec.load):
+        where = "task.data.label_noise" if data.label_noise else "load.label_noise"
+        problems.append(f"{where}: the tokens of a text have no label noise; remove it")
+    connectivity = dict(spec.measured()).get("connectivity")
+    by_loss = getattr(connectivity, "on", "error") == "loss"
+    if by_loss and spec.phases.mode_connectivity is None and not spec.phases.auto:
+        problems.append(
+            "phases.mode_connectivity: missing; the default is in percent of error, and measures.connectivity.on "
+            '= "loss" measures in nats. Give it, or phases.auto = true'
+        )
+    return problems
 
 
-def _model_problems(spec: Spec, entry: registry.Entry) -> list[str]:
+def _model_problems(spec: Spec) -> list[str]:
     name, options = spec.task.model.name, spec.task.model.options
     swept = {AXES[axis][1] for axis in spec.load if axis in AXES and AXES[axis][0] == "model"}
     problems = option_problems(name, options, "task.model.")
-    for option in sorted(swept - set(entry.options)):
-        problems.append(f"load.{option}: {name} has no option {option}; it has {', '.join(entry.options)}")
+    if name in registry.MODELS or name.startswith(registry.HF):
+        known = registry.MODELS[name].options if name in registry.MODELS else {}
+        for option in sorted(swept - set(known)):
+            has = f"it has {', '.join(known)}" if known else "its size is that of the checkpoint"
+            problems.append(f"load.{option}: {name} has no option {option}; {has}")
     for option in missing_options(name, options) if spec.load else ():
         if option not in swept:
             problems.append(f"task.model.{option}: missing; {name} needs it here or as a load axis")
@@ -125,20 +235,41 @@ def _model_problems(spec: Spec, entry: registry.Entry) -> list[str]:
 
 
 def option_problems(name: str, options: Mapping[str, Any], prefix: str) -> list[str]:
-    """What is wrong with the options of a model that comes with lossatlas; nothing is known of other models."""
-    if name not in registry.MODELS:
-        return []
-    known = registry.MODELS[name].options
-    problems = []
-    for option, value in options.items():
-        if option not in known:
-            problems.append(
-                f"{prefix}{option}: {name} has no such option; allowed are {', '.join(known)}"
-                f"{hint(option, list(known))}"
-            )
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            problems.append(f"{prefix}{option}: {value!r} was given; allowed are integers from 1 on")
-    return problems
+    """What is wrong with the options of a model; of one's own model nothing is known, of torchvision's little."""
+    if name in registry.MODELS:
+        entry = registry.MODELS[name]
+        found = {option: _own_option_problem(name, entry, option, value) for option, value in options.items()}
+    else:
+        found = {option: _library_option_problem(name, option, value) for option, value in options.items()}
+    return [f"{prefix}{option}: {problem}" for option, problem in found.items() if problem]
+
+
+def _own_option_problem(name: str, entry: registry.Entry, option: str, value: Any) -> str:
+    """What is wrong with an option of a model that comes with lossatlas; empty if nothing is."""
+    if option in entry.options and isinstance(entry.options[option], float):
+        is_fraction = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        return "" if is_fraction else f"{value!r} was given; allowed are numbers from 0 to 1"
+    if option in entry.options:
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        return "" if is_count else f"{value!r} was given; allowed are integers from 1 on"
+    if option in entry.choices:
+        words = entry.choices[option]
+        allowed = f"allowed are {', '.join(words)}{hint(str(value), words)}"
+        return "" if value in words else f"{value!r} was given; {allowed}"
+    known = [*entry.options, *entry.choices]
+    return f"{name} has no such option; allowed are {', '.join(known)}{hint(option, known)}"
+
+
+def _library_option_problem(name: str, option: str, value: Any) -> str:
+    """What is wrong with an option of another library's model, as far as can be told without it."""
+    if name.startswith(registry.HF) and option != "fingerprint":
+        return f"a checkpoint has no such option; allowed is fingerprint{hint(option, ['fingerprint'])}"
+    if name.startswith(registry.HF):
+        is_fingerprint = isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{32}", value))
+        return "" if is_fingerprint else f"{value!r} was given; allowed are 32 hexadecimal digits"
+    if name.startswith(registry.TORCHVISION) and option == "weights" and not isinstance(value, str):
+        return f"{value!r} was given; allowed are DEFAULT and the other names that torchvision has"
+    return ""
 
 
 def missing_options(name: str, options: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
 from lossatlas import measures, registry
 from lossatlas.results import Axis, Cell
@@ -27,16 +27,36 @@ LOADS = ("width", "embed_dim", "n_train", "label_noise")
 TEMPERATURES = ("batch_size", "lr", "weight_decay")
 
 
+class ImageNoise(Settings):
+    """Noise on pixels; `tasks.corruption.noisy_images` says what each word means."""
+
+    kind: Literal["bernoulli", "gaussian", "uniform", "positive_uniform"]
+    magnitude: Positive  # in the levels of a pixel, which go from 0 to 255
+    mode: Literal["add", "replace"] = "add"
+    fraction: Fraction = 1.0  # each image is noisy with this probability
+
+
 class Data(Settings):
-    """Which data, how many of them, and what was done to their labels."""
+    """Which data, how many of them, and what was done to them."""
 
     name: str
     path: str | None = None  # where the files are; the content counts for the key, not the place
+    limit: Count | None = None  # only so many images of each part are loaded, the first
+    vocabulary: Count | None = None  # of text: tokens; None: what the data take. In the key as the content is
+    max_length: Count | None = None  # of text: training pairs with more tokens are left out. In the key likewise
     n_train: Count | None = None  # the first n of a fixed order; None: all
     label_noise: Fraction = 0.0  # each training label is replaced with this probability
     definition: Literal["incorrect", "uniform"] = (
         "incorrect"  # by another class ([Yang2021]'s text), or any (its code)
     )
+    image_noise: ImageNoise | None = None  # on the training images
+    test_noise: bool = False  # the same noise on the test data too
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the function behind the name is asked for beside the path; the content counts for the key."""
+        given = {"limit": self.limit, "vocabulary": self.vocabulary, "max_length": self.max_length}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Model(Settings, extra="allow"):
@@ -49,6 +69,10 @@ class Model(Settings, extra="allow"):
         """Everything beside the name."""
         return dict(self.__pydantic_extra__ or {})
 
+    def content(self) -> dict[str, Any]:
+        """What determines it, as keys hold it."""
+        return registry.model_content(self.name, self.options)
+
 
 class Task(Settings):
     """What is learnt, by what."""
@@ -58,21 +82,68 @@ class Task(Settings):
     loss: str = "cross_entropy"
 
 
-class Optimizer(Settings):
-    """SGD: v <- momentum v + g + weight_decay theta, theta <- theta - lr v."""
+def _several(value: Any) -> Any:
+    """A fraction, or several as an ascending tuple; one sentence for what is neither."""
+    found = tuple(value) if isinstance(value, list | tuple) else (value,)
+    are_fractions = all(type(each) in (int, float) and 0 < each < 1 for each in found)
+    if not found or not are_fractions or any(a >= b for a, b in itertools.pairwise(found)):
+        raise ValueError("input should be less than 1 and greater than 0, or an ascending list of such numbers")
+    return tuple(map(float, found)) if len(found) > 1 else float(found[0])
 
-    name: Literal["sgd"] = "sgd"
-    lr: Positive = 0.05
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+def _betas(value: Any) -> Any:
+    """Two numbers; one sentence for anything else."""
+    found = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(found) != 2 or not all(type(each) in (int, float) and 0 <= each < 1 for each in found):
+        raise ValueError("allowed are two numbers from 0 on and below 1")
+    return tuple(map(float, found))
+
+
+def _sorted(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Their order does not matter, so no key must hang on it."""
+    return tuple(sorted(set(kinds)))
+
+
+Betas = Annotated[tuple[float, float], BeforeValidator(_betas)]
+Moments = Annotated[float | tuple[float, ...], BeforeValidator(_several)]
+Augmentations = Annotated[tuple[Literal["crop", "flip"], ...], AfterValidator(_sorted)]
+
+
+class Optimizer(Settings):
+    """SGD, Adam or AdamW; `training.optimizers` has the formulas.
+
+    `lr` is multiplied by batch_size / `batch_ref` where that is given (linear scaling).
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.05  # of SGD; the others must be given theirs
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of SGD
     weight_decay: NonNegative = 5e-4
+    nesterov: bool = False  # of SGD
+    betas: Betas = (0.9, 0.999)  # of Adam and AdamW
+    eps: Positive = 1e-8  # of Adam and AdamW
+    batch_ref: Count | None = None
 
 
 class Schedule(Settings):
-    """A constant rate, or one that is multiplied by `factor` once the fraction `at` of the epochs is over."""
+    """How the rate changes; `training.schedules` has the formulas.
 
-    name: Literal["constant", "step"] = "constant"
+    `step`: multiplied by `factor` whenever a fraction `at` of the epochs is over. `cosine`: step by step to
+    `final` times the rate. `inverse-sqrt`: falls as the square root of the step after the warm-up [Vaswani2017].
+    Before them all a linear warm-up, step by step, if one is given.
+    """
+
+    name: Literal["constant", "step", "cosine", "inverse-sqrt"] = "constant"
     factor: float = Field(default=0.1, gt=0, le=1)
-    at: float = Field(default=0.75, gt=0, lt=1)
+    at: Moments = 0.75
+    final: Fraction = 0.0
+    warmup_epochs: NonNegative = 0.0  # one of the two
+    warmup_steps: int = Field(default=0, ge=0)
+
+    @property
+    def moments(self) -> tuple[float, ...]:
+        """The fractions of the epochs after which `step` lowers the rate."""
+        return self.at if isinstance(self.at, tuple) else (self.at,)
 
 
 class EarlyStop(Settings):
@@ -92,6 +163,23 @@ class Train(Settings):
     epochs: Count
     early_stop: EarlyStop = EarlyStop()
     keep: tuple[int, ...] = ()  # epochs whose weights are kept as well; 0: the initialisation
+    n_ref: Count | None = None  # `epochs` are those of so many samples: fewer get more epochs, and as many steps
+    augment: Augmentations = ()  # of the training images
+    clip: Positive | None = None  # the largest norm of a gradient
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass
+    init: str | None = None  # a file of weights that all seeds start from; the content counts for the key
+    init_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # a run fills it in
+
+    def epochs_on(self, samples: int) -> int:
+        """The epochs of a training on so many samples: `epochs`, or with `n_ref` as many as give equal steps."""
+        return self.epochs if self.n_ref is None else max(1, round(self.epochs * self.n_ref / samples))
+
+    def content(self) -> dict[str, Any]:
+        """As of every section, with the weights to start from named by their content."""
+        content = super().content()
+        if self.init_sha256 is not None:
+            content["init"] = content.pop("init_sha256")
+        return content
 
 
 _SECTIONS: dict[str, Any] = {row.name: (row.settings | None, None) for row in measures.TABLE if not row.always}

@@ -82,7 +82,8 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
     largest = _counted(groups["models"], "hessian_eigs")
     ranks: dict[str, Sequence[Any]] = {"rank": largest} if largest else {}
     ts = {"t": _ts(groups["curves"])}
-    epochs = {"epoch": list(range(1, spec.train.epochs + 1))}
+    longest = len(_counted(groups["history"], "running_loss"))  # more than `epochs` on fewer samples than `n_ref`
+    epochs = {"epoch": list(range(1, max(spec.train.epochs, longest) + 1))}
     datasets = {
         "models": results.group(
             spec.axes, {**seeds, **ranks}, groups["models"], quantities["models"], along="rank"
@@ -103,11 +104,12 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
 
 def _quantities(spec: Spec) -> dict[str, list[Quantity]]:
     """The variables of each group that the spec asks for."""
-    asked = {name for name, settings in spec.measured() if settings is not None}
+    asked = {name: settings for name, settings in spec.measured() if settings is not None}
     quantities: dict[str, list[Quantity]] = {"models": [*TRAINING_QUANTITIES]}
     for measure in STEPS:
-        if measure.always or section_of(measure) in asked:
-            for group, named in measure.quantities.items():
+        settings = measure.settings() if measure.always else asked.get(section_of(measure))
+        if settings is not None:
+            for group, named in measure.described(settings).items():
                 quantities.setdefault(group, []).extend(named)
     for group in ("models", "pairs", "cells"):
         quantities.setdefault(group, []).extend([STATUS, REASON])

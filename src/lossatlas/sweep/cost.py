@@ -37,6 +37,7 @@ MATVECS = 25  # products until both ends of the spectrum are there: 12 to 26 on 
 MATVEC = 1.7
 TRACE_CLASS = 1.75  # of the exact trace, a class
 CURVE_EPOCH = 1.2
+DECODING = 4.0  # translating, in units of a forward pass: small matrices, one token after another
 
 # Bytes, fitted to the peak of workers' resident memory (benchmarks/results/cells.md).
 PROCESS = 500_000_000  # Python, torch and what the measures load
@@ -183,7 +184,7 @@ def probe(task: Task, facts: Facts) -> ModelCost:
 
     seconds: dict[int, float] = {}
     for size in PROBE_BATCHES:
-        batch = (torch.zeros(size, *facts.input_shape), torch.zeros(size, dtype=torch.long))
+        batch = example(size, facts)
         with registry.blamed(f"model {task.model.name!r} on inputs of shape {facts.input_shape}"):
             seconds[size] = min(step(batch) for _ in range(3))
         if len(seconds) > 1 and seconds[size] > PROBE_STEP:
@@ -193,6 +194,14 @@ def probe(task: Task, facts: Facts) -> ModelCost:
     parameters = sum(p.numel() for p in model.parameters())
     activations = sum(size for storage, size in kept.items() if storage not in weights) / large
     return ModelCost(max(0.0, seconds[small] - small * slope), slope, parameters, activations)
+
+
+def example(size: int, facts: Facts) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of the data's shapes; of sequences of their usual lengths, without padding."""
+    if facts.tokens is None:
+        return torch.zeros(size, *facts.input_shape), torch.zeros(size, dtype=torch.long)
+    source, target = facts.tokens
+    return torch.ones(size, source, dtype=torch.long), torch.ones(size, target, dtype=torch.long)
 
 
 def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost: ModelCost, facts: Facts) -> float:
@@ -219,17 +228,21 @@ def _seconds(
     n = task.data.n_train or facts.n_train
     everything = cost.gradients((n + facts.n_test) * FORWARD, 1024)
     if name == "train":
-        return STEP_OVERHEAD + cost.gradients(train.epochs * n, train.batch_size)
+        return STEP_OVERHEAD + cost.gradients(train.epochs_on(n) * n, train.batch_size)
     if name == "evaluation":
         return STEP_OVERHEAD + everything
     if isinstance(settings, s.Hessian):
         images = min(settings.images, n)
-        units = min(settings.max_matvecs, MATVECS) * MATVEC + facts.classes * TRACE_CLASS
+        # The trace of a Transformer is never exact.
+        trace = facts.classes * TRACE_CLASS if facts.tokens is None else settings.max_matvecs * MATVEC
+        units = min(settings.max_matvecs, MATVECS) * MATVEC + trace
         return STEP_OVERHEAD + units * cost.gradients(images, images)
     if isinstance(settings, s.Connectivity):
         if name == "curve":
-            return STEP_OVERHEAD + CURVE_EPOCH * cost.gradients(settings.epochs * n, settings.batch_size)
+            return STEP_OVERHEAD + CURVE_EPOCH * cost.gradients(settings.epochs_on(n) * n, settings.batch_size)
         return STEP_OVERHEAD + settings.points * (everything + cost.gradients(n * FORWARD, 128))
+    if isinstance(settings, s.Bleu):
+        return STEP_OVERHEAD + DECODING * settings.beam * cost.gradients(facts.n_test * FORWARD, 256)
     if isinstance(settings, s.CKA):
         return STEP_OVERHEAD + 2 * cost.gradients(settings.images * FORWARD, 1024)
     return STEP_OVERHEAD

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lossatlas import registry
 from lossatlas.registry import Facts
 from lossatlas.specs import Task
-from lossatlas.sweep.cost import Costs, ModelCost, model_of, probe
+from lossatlas.sweep.cost import Costs, ModelCost, example, model_of, probe
 from lossatlas.sweep.worker import one_thread
+from lossatlas.tasks import losses
 
 CALLS = 4  # of a module without parts in a training step: forward, two gradients, and its share of the rest
 GRADIENT = 3  # forward passes that a gradient takes
@@ -65,12 +66,16 @@ def this_machine() -> Machine:
 
 @cache
 def work(task: str, facts: Facts) -> Work:
-    """The work of a model, its task as JSON, counted in a forward pass on shapes without numbers."""
-    with torch.device("meta"):
-        model = model_of(Task.model_validate_json(task), facts)
-        inputs = torch.zeros(1, *facts.input_shape)
+    """The work of a model, its task as JSON, counted in a forward pass on shapes without numbers.
+
+    Sequences have numbers, since it hangs on them which tokens are padding.
+    """
+    with torch.device("meta" if facts.tokens is None else "cpu"):
+        known = Task.model_validate_json(task)
+        model, criterion = model_of(known, facts), losses.build(known.loss)
+        batch = example(1, facts)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(inputs)
+        criterion.predict(model.eval(), batch)
     parts = sum(not list(module.children()) for module in model.modules())
     parameters = sum(p.numel() for p in model.parameters())
     return Work(CALLS * parts, GRADIENT * counter.get_total_flops(), parameters)

@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 TRAIN_VERSION = 1  # to be raised by hand whenever training the same spec gives other weights
 
+# The settings of `[task.data]` that say what is done to data once they are loaded; a fingerprint tells the rest.
+DATA_KEYS = ("n_train", "label_noise", "definition", "image_noise", "test_noise")
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -124,9 +127,9 @@ class Plan(Sequence[CellPlan]):
 
         def made() -> tuple[Task, str, str]:
             task = self.spec.at(cell)[0]
-            given = {k: v for k, v in task.data.content().items() if k in ("n_train", "label_noise", "definition")}
+            given = {k: v for k, v in task.data.content().items() if k in DATA_KEYS}
             data = canonical({"fingerprint": self.fingerprint, **given})
-            return task, data, canonical({"name": task.model.name, **task.model.options})
+            return task, data, canonical(task.model.content())
 
         return _kept(self._tasks, cell[: self._loads], made)
 

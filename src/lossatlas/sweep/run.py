@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lossatlas import files, registry
+from lossatlas import files
 from lossatlas.errors import FileError, SpecError
 from lossatlas.settings import content_key
 from lossatlas.specs import Spec, validate
@@ -113,7 +113,7 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
         problems += [
             f"{section}.{key}: the folder has {old!r}, the spec {new!r}"
             for key, old, new in _differences(before[section], now[section])
-            if key != "data.path"
+            if key not in ("data.path", "init")  # a place is no content
         ]
     for role in ("load", "temperature"):
         if list(before[role]) != list(now[role]):
@@ -145,11 +145,9 @@ def left_out(folder: RunFolder, spec: Spec) -> list[str]:
 
 
 def _resolved(spec: Spec) -> dict[str, Any]:
-    """A spec as plain data with every default spelled out, those of the model's options too."""
+    """A spec as plain data with every default spelled out, and its model as keys hold it."""
     content = spec.model_dump(mode="json")
-    entry = registry.MODELS.get(spec.task.model.name)
-    defaults = {k: v for k, v in entry.options.items() if v is not None} if entry else {}
-    content["task"]["model"] = {**defaults, **content["task"]["model"]}
+    content["task"]["model"] = spec.task.model.content()
     return content
 
 

@@ -18,8 +18,9 @@ from lossatlas.errors import FileError
 from lossatlas.landscape.checkpoints import Checkpoints, DoesNotFit, StopFlag, Stopped
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed
+from lossatlas.measures.settings import Connectivity
 from lossatlas.settings import canonical
-from lossatlas.specs import Task
+from lossatlas.specs import Task, Train
 from lossatlas.sweep.plan import CellPlan, Plan, Step
 from lossatlas.sweep.store import Record, Store
 from lossatlas.sweep.unfinished import INTERVAL, Unfinished
@@ -171,11 +172,13 @@ class _Bench:
         unfinished = Unfinished(
             worker.store, step.name, step.key, worker.device, stop=worker.stop, interval=worker.interval
         )
+        about: dict[str, str] = {}
         if step.name == "train":
-            record, arrays = self._train(step, unfinished)
+            record, arrays, about = self._train(step, unfinished)
         else:
             record, arrays = self._measure(step, unfinished)
         meta: dict[str, Any] = {
+            **about,
             "seconds": round(unfinished.seconds, 3),
             "started": started,  # after the last stop
             "stops": unfinished.stops,
@@ -188,7 +191,10 @@ class _Bench:
         self._worker.store.commit(step.name, step.content, record, meta=meta, arrays=arrays)
         return record
 
-    def _train(self, step: Step, checkpoints: Checkpoints) -> tuple[Record, dict[str, dict[str, Any]]]:
+    def _train(
+        self, step: Step, checkpoints: Checkpoints
+    ) -> tuple[Record, dict[str, dict[str, Any]], dict[str, str]]:
+        """The record of a training, its weights, and what is to be told of it beside."""
         seed = step.seeds[0]
         trained = train(
             self._fresh(seed),
@@ -203,7 +209,7 @@ class _Bench:
             name: {key: tensor.cpu().numpy() for key, tensor in weights.items()}
             for name, weights in trained.weights.items()
         }
-        return Record(_training_values(trained), trained.status, trained.reason), arrays
+        return Record(_training_values(trained), trained.status, trained.reason), arrays, trained.about
 
     def _measure(self, step: Step, checkpoints: Checkpoints) -> tuple[Record, dict[str, dict[str, Any]]]:
         assert step.measure is not None
@@ -268,7 +274,8 @@ class _Bench:
         step = self._step
         if step is None:
             return
-        epochs = self._cell.train.epochs if step.name == "train" else getattr(step.settings, "epochs", 1)
+        settings = self._cell.train if step.name == "train" else step.settings
+        epochs = settings.epochs_on(len(self._job.train)) if isinstance(settings, Train | Connectivity) else 1
         self._worker.listener.advanced(step, epoch, epochs, loss)
 
 

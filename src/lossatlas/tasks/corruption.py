@@ -1,42 +1,108 @@
-"""Subsets and label noise, drawn once per experiment and shared by all of its models [Yang2021]."""
+"""Subsets, label noise and image noise, drawn once per experiment and shared by all of its models [Yang2021]."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.seeding import derive
 from lossatlas.specs import Data
+from lossatlas.specs.schema import ImageNoise
 from lossatlas.tasks.data import IntArray, RawData
+
+CHUNK = 64  # images whose noise is in memory at once; the draws follow each other, so it changes no bit
+
+_DRAWS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]] = {
+    "bernoulli": lambda generator, shape: np.where(generator.random(shape) < 0.5, -1.0, 1.0),
+    "gaussian": lambda generator, shape: generator.standard_normal(shape),
+    "uniform": lambda generator, shape: generator.uniform(-1.0, 1.0, shape),
+    "positive_uniform": lambda generator, shape: generator.random(shape),
+}
 
 
 def corrupted(raw: RawData, settings: Data) -> RawData:
-    """The training data as the spec wants them: labels randomised, then the first `n_train` samples.
+    """The data as the spec wants them: labels randomised, then the first `n_train` samples, then their pixels.
 
-    The noise of a sample does not depend on `n_train`, and a larger fraction randomises the same samples and more.
-    The test data stay clean. Raises UserError when there are fewer samples than asked for.
+    The noise of a sample does not depend on `n_train`, and a larger fraction randomises the same samples and more:
+    [Yang2021]'s code makes its subsets with noise in this order too. The test data stay clean unless `test_noise`
+    asks for the same noise from streams of its own. Raises UserError when there are fewer samples than asked for,
+    or image noise is for other data than uint8 images.
     """
-    labels = noisy_labels(raw.train_targets, raw.classes, settings.label_noise, settings.definition)
+    if raw.sequences and (settings.label_noise or settings.test_noise):
+        raise UserError(f"Data {settings.name!r} are sequences of tokens, which have no label noise. Remove it.")
+    labels = raw.train_targets
+    if not raw.sequences:
+        labels = noisy_labels(labels, raw.classes, settings.label_noise, settings.definition)
     n_train = settings.n_train if settings.n_train is not None else len(labels)
     if n_train > len(labels):
         raise UserError(
             f"n_train = {n_train} was given, but data {settings.name!r} have {len(labels)} training samples. "
             f"Give at most {len(labels)}."
         )
-    return replace(raw, train_inputs=raw.train_inputs[:n_train], train_targets=labels[:n_train])
+    noise = settings.image_noise
+    if noise is not None and raw.train_inputs.dtype != np.uint8:
+        raise UserError(
+            f"image_noise was given, but data {settings.name!r} hold {raw.train_inputs.dtype} numbers. It is for "
+            "images as uint8; remove it."
+        )
+    images = raw.train_inputs[:n_train]
+    part = replace(
+        raw, train_inputs=noisy_images(images, noise) if noise else images, train_targets=labels[:n_train]
+    )
+    return _with_noisy_test(part, settings) if settings.test_noise else part
 
 
-def noisy_labels(labels: IntArray, classes: int, fraction: float, definition: str, seed: int = 0) -> IntArray:
+def _with_noisy_test(raw: RawData, settings: Data) -> RawData:
+    noise, images = settings.image_noise, raw.test_inputs
+    labels = noisy_labels(
+        raw.test_targets, raw.classes, settings.label_noise, settings.definition, stream="test label noise"
+    )
+    return replace(
+        raw,
+        test_inputs=noisy_images(images, noise, stream="test image noise") if noise else images,
+        test_targets=labels,
+    )
+
+
+def noisy_labels(
+    labels: IntArray, classes: int, fraction: float, definition: str, seed: int = 0, *, stream: str = "label noise"
+) -> IntArray:
     """Labels (N,), each replaced with probability `fraction`.
 
     `"incorrect"`: by one of the other classes, uniformly ([Yang2021]'s text); `"uniform"`: by any class, so that a
     fraction 1/C of the replaced labels stays right ([Yang2021]'s code).
     """
-    generator = np.random.default_rng(derive(seed, "label noise"))
+    generator = np.random.default_rng(derive(seed, stream))
     replaced = generator.random(len(labels)) < fraction
     step = generator.integers(1, classes, len(labels))
     uniform = generator.integers(0, classes, len(labels))
     other = (labels + step) % classes if definition == "incorrect" else uniform
     return np.where(replaced, other, labels)
+
+
+def noisy_images(
+    images: NDArray[np.uint8], noise: ImageNoise, seed: int = 0, *, stream: str = "image noise"
+) -> NDArray[np.uint8]:
+    """Images (N, ...) uint8, each noisy with probability `noise.fraction`: x + z, rounded and kept in [0, 255].
+
+    z = magnitude u with u of every pixel and channel independent: `bernoulli` -1 or 1, `gaussian` N(0, 1),
+    `uniform` U(-1, 1), `positive_uniform` U(0, 1). With `mode = "replace"` z alone takes the place of the image.
+
+    Kinds, modes and constants are those of [Yang2021]'s code (code/cifar10_data_subset.py of its first version),
+    which makes all images noisy. There z is cut to an integer and the sum taken modulo 256, so that black turns
+    white; here it is rounded and limited to what a pixel can be. Cost: one draw a pixel, whatever the fraction.
+    """
+    noisy = images.copy()
+    chosen = np.random.default_rng(derive(seed, f"{stream}: which")).random(len(images)) < noise.fraction
+    generator = np.random.default_rng(derive(seed, stream))
+    for start in range(0, len(images), CHUNK):
+        part = slice(start, start + CHUNK)
+        z: NDArray[Any] = noise.magnitude * _DRAWS[noise.kind](generator, images[part].shape)
+        levels = z if noise.mode == "replace" else images[part] + z
+        noisy[part][chosen[part]] = np.clip(np.rint(levels), 0, 255)[chosen[part]]
+    return noisy

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lossatlas import registry
-from lossatlas.errors import FileError, UserError
+from lossatlas.errors import UserError
+from lossatlas.landscape.sequences import PAD
 
 IntArray = NDArray[np.int64]
 DATA_PATH = "task.data.path in a spec, --data-path on a command on models"
@@ -29,6 +31,9 @@ class RawData:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)  # one number, or one a channel
     std: tuple[float, ...] = (1.0,)
+    sequences: bool = False  # inputs (N, S) and targets (N, T) are token ids, padded by 0; classes: the vocabulary
+    tokenizer: str = ""  # of sequences that are text: what makes text of them, as the JSON of `tokenizers`
+    notes: tuple[str, ...] = ()  # what was done to the data, to be told to the user
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -37,7 +42,10 @@ class RawData:
 
     def facts(self) -> registry.Facts:
         """Its sizes."""
-        return registry.Facts(len(self.train_targets), len(self.test_targets), self.input_shape, self.classes)
+        tokens = (_usual_length(self.train_inputs), _usual_length(self.train_targets)) if self.sequences else None
+        return registry.Facts(
+            len(self.train_targets), len(self.test_targets), self.input_shape, self.classes, tokens
+        )
 
     def fingerprint(self) -> str:
         """128 bits of SHA-256 over the content: what every key that depends on the data holds."""
@@ -45,19 +53,24 @@ class RawData:
         for array in (self.train_inputs, self.train_targets, self.test_inputs, self.test_targets):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
+        if self.sequences:  # of other data the fingerprint is as it always was
+            digest.update(f"sequences {self.tokenizer}".encode())
         return digest.hexdigest()[:32]
 
 
-def load(name: str, path: str | None, *, regression: bool = False) -> RawData:
+def load(
+    name: str, path: str | None, options: Mapping[str, Any] | None = None, *, regression: bool = False
+) -> RawData:
     """The data set of a name, or of one's own `module:function`; raises UserError or FileError.
 
-    One's own function is called without arguments (with `path` if the spec gives one) and returns a RawData or the
-    four arrays (train_inputs, train_targets, test_inputs, test_targets). Floating-point targets are refused unless
-    `regression` allows them; such data have no classes.
+    One's own function is called with `path`, if the spec gives one, and with `options` by their names, and returns
+    a RawData or the four arrays (train_inputs, train_targets, test_inputs, test_targets). Floating-point targets
+    are refused unless `regression` allows them; such data have no classes.
     """
     function = registry.resolve(name, registry.DATA, "data")
+    _check_options(name, function, options or {})
     with registry.blamed(f"data {name!r}"):
-        raw = function() if path is None else function(path)
+        raw = function(*([] if path is None else [path]), **(options or {}))
         if isinstance(raw, tuple | list) and len(raw) == 4:
             raw = _from_arrays(*(np.asarray(part) for part in raw))
     if not isinstance(raw, RawData):
@@ -74,6 +87,17 @@ def load(name: str, path: str | None, *, regression: bool = False) -> RawData:
     if problem:
         raise UserError(f"data {name!r}: {problem}.")
     return raw
+
+
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that data of a name do not have; of one's own nothing is known."""
+    if name not in registry.DATA:
+        return
+    known = [each for each in inspect.signature(function).parameters if each != "path"]
+    if unknown := [option for option in options if option not in known]:
+        raise UserError(
+            f"data {name!r} have no option {', '.join(unknown)}; allowed are {', '.join(known) or 'none'}."
+        )
 
 
 def _from_arrays(
@@ -94,6 +118,8 @@ def _problem(raw: RawData) -> str:
     ):
         if len(inputs) != len(targets) or not len(targets):
             return f"there are {len(inputs)} {part} inputs and {len(targets)} targets; give as many, at least one"
+        if raw.sequences:
+            continue
         if raw.classes == 0 and targets.dtype.kind == "f":
             if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
                 return (
@@ -113,7 +139,30 @@ def _problem(raw: RawData) -> str:
                 else f"the {part} targets are {targets.dtype}, and classes=0 tells of floating-point ones; say "
                 "how many classes there are"
             )
+    if raw.sequences:
+        return _sequence_problem(raw)
     return "it has one class; give at least two" if raw.classes == 1 else ""
+
+
+def _sequence_problem(raw: RawData) -> str:
+    """What makes token arrays useless, empty if nothing does."""
+    for name in ("train_inputs", "train_targets", "test_inputs", "test_targets"):
+        array = getattr(raw, name)
+        if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
+            return (
+                f"{name} are {array.dtype} of shape {array.shape}; sequences must be integers of shape (N, length)"
+            )
+        if array.min() < 0 or array.max() >= raw.classes:
+            return f"{name} hold tokens beyond 0 to {raw.classes - 1}, the size of the vocabulary less one"
+        tokens = array != PAD
+        if not tokens[:, 0].all() or (tokens[:, 1:] > tokens[:, :-1]).any():
+            return f"{name} must hold at least one token a row, and padding ({PAD}) at the ends of rows only"
+    return ""
+
+
+def _usual_length(sequences: NDArray[Any]) -> int:
+    """The length that 99 in 100 sequences do not exceed: about that of the longest in a batch."""
+    return int(np.quantile((sequences != PAD).sum(1), 0.99))
 
 
 def digits(path: str | None = None) -> RawData:
@@ -140,43 +189,3 @@ def digits(path: str | None = None) -> RawData:
         mean=(0.305,),  # of all digits, to three digits
         std=(0.376,),
     )
-
-
-def cifar10(path: str | None = None) -> RawData:
-    """CIFAR-10 from a folder of parquet files in the Hugging Face layout, or from the hub (`uoft-cs/cifar10`).
-
-    Images (N, 3, 32, 32) uint8 in the order of the files.
-    """
-    try:
-        from datasets import disable_progress_bars, load_dataset  # an extra
-    except ImportError as error:
-        raise UserError("data 'cifar10' need the extra: pip install 'lossatlas[datasets]'.") from error
-    disable_progress_bars()
-    try:
-        if path is None:
-            parts = load_dataset("uoft-cs/cifar10")
-        else:
-            parts = load_dataset("parquet", data_files=_parquet_files(Path(path)))
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"CIFAR-10 cannot be loaded from {path or 'the hub'} ({error}). Say where a folder with "
-            f"train-*.parquet and test-*.parquet is: {DATA_PATH}."
-        ) from error
-    train, test = _decoded(parts["train"]), _decoded(parts["test"])
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in [Yang2021]'s code
-    return RawData(*train, *test, classes=10, scale=255.0, mean=mean, std=std)
-
-
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    files = {part: sorted(str(f) for f in folder.glob(f"{part}-*.parquet")) for part in ("train", "test")}
-    if not all(files.values()):
-        raise FileError(
-            f"{folder} holds no CIFAR-10: expected train-*.parquet and test-*.parquet in the Hugging Face layout. "
-            f"Mend the path: {DATA_PATH} (or --set task.data.path=FOLDER)."
-        )
-    return files
-
-
-def _decoded(part: Any) -> tuple[NDArray[np.uint8], IntArray]:
-    images = np.stack([np.asarray(image.convert("RGB"), dtype=np.uint8) for image in part["img"]])
-    return images.transpose(0, 3, 1, 2).copy(), np.asarray(part["label"], dtype=np.int64)

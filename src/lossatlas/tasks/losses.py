@@ -12,6 +12,7 @@ from torch import Tensor
 from lossatlas import registry
 from lossatlas.errors import UserError
 from lossatlas.landscape.criterion import Criterion, LossFn, supervised
+from lossatlas.landscape.sequences import real
 
 
 def error_percent(outputs: Tensor, batch: Any) -> Tensor:
@@ -23,6 +24,20 @@ def error_percent(outputs: Tensor, batch: Any) -> Tensor:
 def cross_entropy() -> Criterion:
     """Cross entropy in nats [Yang2021, eq. 1 without decay], and the 0-1 error in percent."""
     return supervised(F.cross_entropy, {"error": error_percent})
+
+
+def translation() -> Criterion:
+    """Cross entropy in nats of every target token given the source and the tokens before it; 0-1 error in percent.
+
+    Batches are (source (B, S), target (B, T)) of token ids, padding at the ends of rows; `model(source, target)`
+    gives the logits (n, V) of the n target tokens. One loss a token, so means run over tokens, and a batch weighs
+    as many as it has. The perplexity is exp(loss).
+    """
+    return Criterion(
+        predict=lambda model, batch: model(batch[0], batch[1]),
+        loss=lambda outputs, batch: F.cross_entropy(outputs, real(batch[1]), reduction="none"),
+        extras={"error": lambda outputs, batch: error_percent(outputs, (None, real(batch[1])))},
+    )
 
 
 def load(name: str) -> Criterion | LossFn:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lossatlas.landscape.sequences import lengths
 from lossatlas.tasks.data import RawData
 
 Pair = tuple[Tensor, Tensor]
@@ -20,6 +21,8 @@ FLOAT_LIMIT = 64 << 20  # bytes up to which normalised inputs are kept rather th
 class Samples:
     """Inputs and targets on one device; batches are (normalised inputs, targets) in the order of the data.
 
+    Batches of sequences are (source (B, S), target (B, T)) of token ids, each as wide as its longest row.
+
     On a CPU images are kept and handed over with their channels last in memory: convolutional networks of every
     width then train 1.1 to 1.5 times as fast (benchmarks/training.py).
     """
@@ -27,10 +30,11 @@ class Samples:
     def __init__(
         self, inputs: NDArray[Any], targets: NDArray[Any], raw: RawData, device: torch.device | str = "cpu"
     ) -> None:
+        self.sequences, self.tokenizer = raw.sequences, raw.tokenizer
         # A read-only array is copied: PyTorch knows no such tensors and warns.
         kept = torch.as_tensor(np.require(inputs, requirements="W"), device=device)
         known = torch.as_tensor(np.require(targets, requirements="W"), device=device)
-        self.targets = known if known.is_floating_point() else known.long()
+        self.targets = known if known.is_floating_point() or raw.sequences else known.long()
         self._channels_last = kept.dim() == 4 and kept.device.type == "cpu"
         if self._channels_last:
             kept = kept.permute(0, 2, 3, 1).contiguous()
@@ -38,7 +42,7 @@ class Samples:
         std = torch.tensor(raw.std, dtype=torch.float32, device=device).view(shape)
         self._gain = 1.0 / (raw.scale * std)
         self._offset = -torch.tensor(raw.mean, dtype=torch.float32, device=device).view(shape) / std
-        self._ready = kept.numel() * 4 <= FLOAT_LIMIT
+        self._ready = kept.numel() * 4 <= FLOAT_LIMIT and not raw.sequences
         self._inputs = self._normalised(kept) if self._ready else kept
 
     def __len__(self) -> int:
@@ -48,6 +52,8 @@ class Samples:
         return torch.addcmul(self._offset, inputs.float(), self._gain)
 
     def _batch(self, inputs: Tensor, targets: Tensor) -> Pair:
+        if self.sequences:
+            return _cut(inputs), _cut(targets)
         normal = inputs if self._ready else self._normalised(inputs)
         return (normal.permute(0, 3, 1, 2) if self._channels_last else normal), targets
 
@@ -75,3 +81,8 @@ class Samples:
         stop = len(self) - len(self) % size if drop_last else len(self)
         for start in range(0, stop, size):
             yield self._batch(inputs[start : min(start + size, stop)], targets[start : min(start + size, stop)])
+
+
+def _cut(tokens: Tensor) -> Tensor:
+    """The rows (B, T) without the columns that are padding in all of them."""
+    return tokens[:, : int(lengths(tokens).max())].long()

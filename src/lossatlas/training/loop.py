@@ -1,4 +1,4 @@
-"""Train one model: samples and a recipe in, weights and history out. Bit-identical on repetition."""
+"""One training: from a model, samples and a recipe to weights and history."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.checkpoints import Checkpoints, State
 from lossatlas.landscape.criterion import Criterion
 from lossatlas.landscape.descent import Walk
 from lossatlas.measures.jobs import Samples
 from lossatlas.seeding import derive
-from lossatlas.specs import EarlyStop, Schedule, Train
+from lossatlas.specs import EarlyStop, Train
+from lossatlas.tasks.augmentation import Augmentation
+from lossatlas.training import fine_tuning, optimizers
+from lossatlas.training.schedules import rates
 
 _NUMBERS = ("epochs", "best_epoch", "early_stopped_epoch", "history")  # of a TrainedModel that is still ok
 
@@ -33,7 +37,8 @@ class TrainedModel:
     (`epoch-0`: the initialisation), and `early-stopped` where the stop rule of
     [Yang2021] came true; it is empty when the model diverged. `history` holds one number an epoch: the running
     means of loss and error over the epoch in train mode ([Yang2021]'s "training loss"; not the loss of any saved
-    weights), and the learning rate.
+    weights; on augmented images where the recipe asks for them), and the learning rate of its last step. `about`
+    tells what is out of the ordinary: `precision`, and as `fresh_layer` the head that the given weights lacked.
     """
 
     status: str = "ok"  # or "diverged"
@@ -43,6 +48,7 @@ class TrainedModel:
     early_stopped_epoch: int | None = None
     weights: dict[str, Weights] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "error": [], "lr": []})
+    about: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -55,12 +61,15 @@ def train(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainedModel:
-    """Train `model` in place by SGD on mini-batches; incomplete batches are dropped [Yang2021].
+    """Train `model` in place on mini-batches; incomplete batches are dropped [Yang2021].
 
-    The order of the samples and Dropout have streams of their own, drawn from `seed`; the global random state is
-    put back. A running loss or a weight that is not finite ends the training with status `diverged`. Costs
-    epochs * (N // B) steps. `checkpoints` are left between batches and continued from, with the same bits as
-    without a stop; Stopped then passes through. Raises UserError when the batch is larger than the data.
+    The order of the samples, Dropout and augmentation have streams of their own, drawn from `seed`; the global
+    random state is put back. A running loss or a weight that is not finite ends the training with status
+    `diverged`. Costs epochs * (N // B) steps. `checkpoints` are left between batches and continued from, with the
+    same bits as without a stop; Stopped then passes through. In bfloat16 the forward pass runs under
+    torch.autocast, on a GPU or a CPU; weights, gradients, losses and BatchNorm's statistics stay float32. Raises
+    UserError when the batch is larger than the data, the warm-up longer than the training, the inputs are no
+    images to be augmented, or the weights to start from do not fit.
     """
     if recipe.batch_size > len(samples):
         raise UserError(
@@ -68,17 +77,21 @@ def train(
             "batch would be complete. Give a smaller batch_size or more data."
         )
     order = torch.Generator().manual_seed(derive(seed, "order"))
+    augment = Augmentation(recipe.augment, samples, seed) if recipe.augment else None
+    generators = [order] if augment is None else [order, augment.generator]
     device = samples.targets.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "dropout"))
-        descent = _Descent(model.train(), samples, criterion, recipe)
-        walk = Walk(checkpoints, descent.state, sums=2, generators=[order], device=device)
+        about = _begun(model, recipe)
+        descent = _Descent(model.train(), samples, criterion, recipe, augment)
+        walk = Walk(checkpoints, descent.state, sums=2, generators=generators, device=device)
         if walk.resumed:
             descent.restore(walk.resumed)
         elif 0 in recipe.keep:
             descent.trained.weights["epoch-0"] = _copy(model)
         trained = descent.trained
-        for epoch in walk.remaining(range(1, recipe.epochs + 1)):
+        trained.about = about
+        for epoch in walk.remaining(range(1, recipe.epochs_on(len(samples)) + 1)):
             descent.epoch(walk, epoch, order)
             if progress:
                 progress(epoch, trained.history["loss"][-1])
@@ -88,85 +101,66 @@ def train(
     return trained
 
 
-def learning_rate(lr: float, schedule: Schedule, epoch: int, epochs: int) -> float:
-    """The rate of an epoch (counted from 1): `step` multiplies it by `factor` when `at` of the epochs are over."""
-    if schedule.name == "step" and epoch > schedule.at * epochs:
-        return lr * schedule.factor
-    return lr
-
-
-class FlatSGD:
-    """torch.optim.SGD on one flat vector that the parameters are views of: three operations a step in all.
-
-    v <- momentum v + (g + weight_decay theta), theta <- theta - lr v, with v = 0 at first. A parameter that the
-    loss does not reach has gradient 0 here and still decays. For networks of a few layers a step of batch 8 takes
-    0.6 times as long as with torch.optim.SGD (benchmarks/training.py).
-    """
-
-    def __init__(self, model: nn.Module, *, momentum: float, weight_decay: float) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.lr = 0.0
-        self._momentum = momentum
-        self._weight_decay = weight_decay
-        self._theta = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self._gradient = torch.zeros_like(self._theta)
-        self._velocity = torch.zeros_like(self._theta)
-        sizes = [p.numel() for p in parameters]
-        for p, value, gradient in zip(
-            parameters, self._theta.split(sizes), self._gradient.split(sizes), strict=True
-        ):
-            p.data = value.view_as(p)
-            p.grad = gradient.view_as(p)
-
-    def zero_grad(self) -> None:
-        """Set the gradient to 0; backward then adds to it in place."""
-        self._gradient.zero_()
-
-    def step(self) -> None:
-        """One update from the gradient in place."""
-        if self._weight_decay:
-            self._gradient.add_(self._theta, alpha=self._weight_decay)
-        self._velocity.mul_(self._momentum).add_(self._gradient)
-        self._theta.add_(self._velocity, alpha=-self.lr)
-
-    def is_finite(self) -> bool:
-        """Whether all weights are finite."""
-        return bool(self._theta.isfinite().all())
-
-    @property
-    def velocity(self) -> Tensor:
-        """(n,): the state beside the weights, to be saved and changed in place."""
-        return self._velocity
+def _begun(model: nn.Module, recipe: Train) -> dict[str, str]:
+    """Load the weights to start from, if there are any; returns what is out of the ordinary."""
+    about: dict[str, str] = {} if recipe.precision == "float32" else {"precision": recipe.precision}
+    fresh = fine_tuning.start(model, recipe) if recipe.init is not None else ""
+    return {**about, "fresh_layer": fresh} if fresh else about
 
 
 class _Descent:
     """A training in the middle of its epochs."""
 
-    def __init__(self, model: nn.Module, samples: Samples, criterion: Criterion, recipe: Train) -> None:
-        sgd = recipe.optimizer
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        criterion: Criterion,
+        recipe: Train,
+        augment: Augmentation | None,
+    ) -> None:
         self.trained = TrainedModel()
         self._model, self._samples, self._criterion, self._recipe = model, samples, criterion, recipe
-        self._optimizer = FlatSGD(model, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+        self._augment = augment
+        self._optimizer = optimizers.build(model, recipe.optimizer)
+        self._rates = rates(recipe, len(samples))
+        self._is_autocast = recipe.precision == "bfloat16"
 
     def epoch(self, walk: Walk, epoch: int, order: torch.Generator) -> None:
         """One pass (or the rest of one); the running means of loss and error are read from the device once."""
-        model, criterion, optimizer, recipe = self._model, self._criterion, self._optimizer, self._recipe
-        optimizer.lr = learning_rate(recipe.optimizer.lr, recipe.schedule, epoch, recipe.epochs)
-        running = walk.running
-        shuffled = partial(self._samples.shuffled, recipe.batch_size, order, drop_last=True)
+        running, optimizer = walk.running, self._optimizer
+        shuffled = partial(self._samples.shuffled, self._recipe.batch_size, order, drop_last=True)
         for batch in walk.batches(epoch, shuffled):
-            optimizer.zero_grad()
-            terms = criterion.terms(criterion.predict(model, batch), batch)
-            loss = terms["loss"].mean()
-            loss.backward()
-            optimizer.step()
+            terms = self._step(batch)
             running.sums[0] += terms["loss"].detach().sum()
             running.sums[1] += terms["error"].sum()
             running.count += terms["loss"].numel()
         loss_mean, error_mean = (running.sums / running.count).tolist()
-        for name, value in (("loss", loss_mean), ("error", error_mean), ("lr", optimizer.lr)):
+        lr = self._rates(optimizer.steps - 1)
+        for name, value in (("loss", loss_mean), ("error", error_mean), ("lr", lr)):
             self.trained.history[name].append(value)
-        _record(self.trained, model, recipe, finite=optimizer.is_finite())
+        _record(self.trained, self._model, self._recipe, finite=optimizer.is_finite())
+
+    def _step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """One step on a batch; returns the loss and the error of every sample before it."""
+        optimizer = self._optimizer
+        if self._augment:
+            batch = self._augment(batch[0]), batch[1]
+        optimizer.lr = self._rates(optimizer.steps)
+        optimizer.zero_grad()
+        terms = self._criterion.terms(self._outputs(batch), batch)
+        terms["loss"].mean().backward()
+        if self._recipe.clip is not None:
+            optimizer.clip(self._recipe.clip)
+        optimizer.step()
+        return terms
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        if not self._is_autocast:
+            return self._criterion.predict(self._model, batch)
+        with torch.autocast(self._samples.targets.device.type, torch.bfloat16):
+            outputs = self._criterion.predict(self._model, batch)
+        return outputs.float()
 
     def state(self) -> State:
         """What the training needs to continue, besides its samples and recipe."""
@@ -184,15 +178,17 @@ class _Descent:
                 tensor.copy_(state.tensor(name, tensor))
         for name in _NUMBERS:
             setattr(self.trained, name, state.numbers[name])
+        place = state.numbers["walk"]
+        self._optimizer.steps = (place["epoch"] - 1) * self._rates.per_epoch + place["batches"]
         self.trained.weights = {
             kept: {name: state.tensor(f"{kept}/{name}", like) for name, like in self._model.state_dict().items()}
             for kept in state.numbers["kept"]
         }
 
     def _own(self) -> dict[str, Tensor]:
-        """What the training changes: parameters, all buffers (a state_dict may lack some), the velocity."""
+        """What it changes: parameters, all buffers (a state_dict may lack some), the optimiser's state."""
         named = [*self._model.named_parameters(), *self._model.named_buffers()]
-        return {"velocity": self._optimizer.velocity, **{f"model/{name}": tensor for name, tensor in named}}
+        return {**self._optimizer.state, **{f"model/{name}": tensor for name, tensor in named}}
 
 
 def _record(trained: TrainedModel, model: nn.Module, recipe: Train, *, finite: bool) -> None:

@@ -46,6 +46,16 @@ def test_a_slice_draws_every_metric_with_its_error():
     assert band.min() == pytest.approx(float(cells["test_error"].min()) - error, rel=1e-12)
 
 
+def test_mode_connectivity_is_told_in_its_units():
+    cells = one_slice(grid(), width=4)
+    assert by_gid(figures.column(cells), "mode_connectivity")[0].axes.get_ylabel() == "mc (%)"
+    cells["mode_connectivity"].attrs["units"] = "nat"  # of the loss, as of translation
+    assert by_gid(figures.column(cells), "mode_connectivity")[0].axes.get_ylabel() == "mc (nat)"
+    whole = summary.cells(grid())
+    whole["mode_connectivity"].attrs["units"] = "nat"
+    assert by_gid(figures.panels(whole), "mode_connectivity")[0].colorbar.ax.get_ylabel() == "mc (nat)"
+
+
 def test_phases_stand_above_the_slice_and_edges_between():
     figure = figures.column(one_slice(grid(), width=4))
     for phase in SIDES:

@@ -211,23 +211,40 @@ def test_an_unknown_preset_is_an_error() -> None:
         presets.text("nothing")
 
 
-def test_a_scaled_spec_keeps_the_ends_of_its_axes() -> None:
+def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     fig3 = specs.parse(presets.text("yang2021/fig3"), "fig3")
     small = specs.scaled(fig3, 0.3)
     widths, batches = small.axes
-    assert (len(widths.values), widths.values[0], widths.values[-1]) == (4, 1, 128)
-    assert (len(batches.values), batches.values[0], batches.values[-1]) == (
-        4,
-        16,
-        1024,
-    )  # round(0.3 * 15) is even: 4
-    assert set(widths.values) <= set(fig3.axes[0].values)
-    assert (small.seeds, small.train.epochs) == ((0, 1), 30)
+    assert widths.values == (1, 2, 3, 4)  # the smallest: the largest take most of the time
+    # round(0.3 * 15) is even: 4, the ends among them
+    assert (len(batches.values), batches.values[0], batches.values[-1]) == (4, 16, 1024)
+    assert (small.seeds, small.train.epochs, small.task.data.n_train) == ((0, 1), 30, 15_000)
     assert small.measures.model_dump()["connectivity"]["epochs"] == 15
-    assert specs.scaled(fig3, 1.0).model_dump() == fig3.model_dump()
+    assert small.reduced == (
+        "scaled by 0.3 (width 4/14, batch_size 4/15, seeds 2/5, epochs 30/100, samples 15000/50000)"
+    )
+    assert specs.scaled(fig3, 1.0) is fig3
     for wrong in (0, -1, 1.5, float("nan")):
         with pytest.raises(SpecError, match="allowed are numbers above 0 up to 1"):
             specs.scaled(fig3, wrong)
+
+
+def test_a_scaled_spec_keeps_batches_that_its_samples_fill() -> None:
+    tiny = specs.scaled(specs.parse(presets.text("yang2021/fig3"), "fig3"), 0.001)
+    assert (tiny.task.data.n_train, tiny.temperature) == (50, {"batch_size": (16,)})
+    large = specs.scaled(specs.parse(presets.text("yang2021/large-batch"), "large-batch"), 0.001)
+    assert (large.task.data.n_train, large.temperature) == (1024, {"batch_size": (1024,)})
+
+
+def test_a_scaled_axis_of_samples_has_fewer_and_equal_steps_stay_equal() -> None:
+    fig6 = specs.parse(presets.text("yang2021/fig6"), "fig6", {"train.n_ref": 50_000})
+    small = specs.scaled(fig6, 0.02)
+    assert small.load["n_train"] == (100, 1000)
+    assert small.task.data.n_train is None
+    assert small.temperature["batch_size"] == (16,)
+    connectivity = small.measures.model_dump()["connectivity"]
+    assert (small.train.n_ref, connectivity["n_ref"]) == (1000, 1000)
+    assert small.train.epochs_on(100) == 10 * small.train.epochs
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,11 @@ def draw(
 
     written = []
     slices = _slices(labels)
+    reduced = json.loads(tree.attrs.get("spec", "{}")).get("reduced", "")
     over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
     for suffix, at in slices:
         part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
-        title = ", ".join(f"{name} = {value:g}" for name, value in at.items())
+        title = "; ".join(filter(None, [", ".join(f"{name} = {value:g}" for name, value in at.items()), reduced]))
         drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
         for name, figure in drawn.items():
             written += figures_.save(figure, folder / f"{name}{suffix}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Scale, grid_of, scale_of, tick_texts
-from lossatlas.figures.style import LINE_COLOURS, PHASE_COLOURS, SMALL, no_value_style, number, styled
+from lossatlas.figures.style import LINE_COLOURS, PHASE_COLOURS, SMALL, in_units, no_value_style, number, styled
 from lossatlas.findings.columns import parted
 
 Floats = NDArray[np.float64]
@@ -71,7 +71,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     for place, (name, label) in enumerate(PANELS):
         axes = figure.add_subplot(layout[place + 1])
         _prepare(axes, scale, numbers=place == len(PANELS) - 1)
-        axes.set_ylabel(label)
+        axes.set_ylabel(in_units(label, cells, name))
         axes.yaxis.set_label_coords(-0.115, 0.5)
         for edge in _edges(scale, phases):
             axes.axvline(edge, color="#808080", linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1, gid="edge")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
-from lossatlas.figures.style import FONT, SMALL, TITLE, no_value_key, styled
+from lossatlas.figures.style import FONT, SMALL, TITLE, in_units, no_value_key, styled
 
 Floats = NDArray[np.float64]
 Limits = Literal["data", "published"]
@@ -83,7 +83,8 @@ def panels(
         any_hatched |= not np.isfinite(values).all()
         if np.isfinite(values).any():
             everywhere = values if over is None else np.append(values, over[metric.name].values)
-            _draw(axes, grid, metric, values, _norm(metric, everywhere, limits))
+            bar = in_units(metric.bar, cells, metric.name)
+            _draw(axes, grid, metric, bar, values, _norm(metric, everywhere, limits))
         else:
             _say(axes, "no value" if metric.name in cells else "not measured")
     load, temperature = grid.names
@@ -97,7 +98,7 @@ def panels(
     return figure
 
 
-def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, norm: Normalize) -> None:
+def _draw(axes: Axes, grid: Grid, metric: Metric, label: str, values: Floats, norm: Normalize) -> None:
     mesh = axes.pcolormesh(
         grid.load.edges,
         grid.temperature.edges,
@@ -116,7 +117,7 @@ def _draw(axes: Axes, grid: Grid, metric: Metric, values: Floats, norm: Normaliz
         ("both" if above else "min") if below else ("max" if above else "neither")
     )
     bar = Colorbar(place, mesh, extend=extend)
-    bar.set_label(metric.bar, fontsize=SMALL, labelpad=2.0)
+    bar.set_label(label, fontsize=SMALL, labelpad=2.0)
     bar.outline.set_linewidth(0.4)
     if isinstance(norm, LogNorm):
         bar.ax.yaxis.set_major_locator(LogLocator(numticks=5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib as mpl
+import xarray as xr
 from matplotlib.patches import Patch
 
 SMALL = 6.0  # points: tick labels and legends
@@ -65,6 +66,12 @@ def line_style(place: int) -> dict[str, Any]:
 def no_value_style() -> dict[str, Any]:
     """How a cell without a value is filled: grey and hatched, unlike every colour of a map."""
     return dict(_NO_VALUE)
+
+
+def in_units(label: str, cells: xr.Dataset, name: str) -> str:
+    """A label that says (%), in nats where the variable is: mode connectivity may be that of the loss."""
+    is_loss = name in cells and cells[name].attrs.get("units") == "nat"
+    return label.replace("(%)", "(nat)") if is_loss else label
 
 
 def no_value_key(text: str) -> Patch:

@@ -11,11 +11,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lossatlas import registry
 from lossatlas.errors import FileError, SpecError
 from lossatlas.specs import checks
-from lossatlas.specs.schema import Spec
+from lossatlas.specs.schema import AXES, Spec
 from lossatlas.specs.slurm import Slurm
 
+MODEL_SIZES = {key for section, key, _ in AXES.values() if section == "model"}
 LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -168,22 +170,22 @@ def _is_section(annotation: Any) -> bool:
 
 
 def scaled(spec: Spec, scale: float) -> Spec:
-    """The same experiment, smaller: about `scale` of each axis's values (its ends stay), of the seeds and epochs.
+    """The same experiment, smaller: about `scale` of each axis's values, of seeds, epochs and training samples.
 
-    At least two values an axis (where it has them), two seeds and one epoch stay. Raises SpecError unless
-    0 < scale <= 1.
+    Of the sizes of a model the smallest values stay, since the largest take most of the time, and one that is no
+    axis shrinks, too; of other axes the ends stay. At least two values an axis (where it has them), two seeds and
+    one epoch are left. Training samples are fewer where the number of all is known, but never fewer than a batch.
+    `reduced` tells what is less. Raises SpecError unless 0 < scale <= 1.
     """
     if not 0 < scale <= 1:
         raise SpecError("--scale", [f"{scale:g} was given; allowed are numbers above 0 up to 1"])
-
-    def some(values: Sequence[Any]) -> list[Any]:
-        ordered = sorted(values)
-        keep = min(len(ordered), max(2, round(scale * len(ordered))))
-        return [ordered[round(i * (len(ordered) - 1) / max(1, keep - 1))] for i in range(keep)]
-
+    if scale == 1:
+        return spec
     raw = spec.model_dump(mode="json", exclude_unset=True)
     for role in ("load", "temperature"):
-        raw[role] = {name: some(values) for name, values in raw[role].items()}
+        raw[role] = {name: _some(name, values, scale) for name, values in raw[role].items()}
+    for size in MODEL_SIZES & raw["task"]["model"].keys():
+        raw["task"]["model"][size] = max(1, round(scale * raw["task"]["model"][size]))
     raw["seeds"] = list(spec.seeds)[: max(2, round(scale * len(spec.seeds)))]
     raw["train"]["epochs"] = max(1, round(scale * spec.train.epochs))
     if spec.train.keep:
@@ -193,7 +195,69 @@ def scaled(spec: Spec, scale: float) -> Spec:
         connectivity["epochs"] = max(1, round(scale * spec.measures.model_dump()["connectivity"]["epochs"]))
         if isinstance(connectivity.get("pairs"), int | list):
             connectivity["pairs"] = _pairs_left(connectivity["pairs"], raw["seeds"])
-    return validate(raw, f"{spec.name} scaled by {scale:g}")
+    for section in (raw["train"], connectivity or {}):
+        if "n_ref" in section:
+            section["n_ref"] = max(1, round(scale * section["n_ref"]))
+    _take_fewer_samples(raw, spec, scale)
+    small = validate(raw, f"{spec.name} scaled by {scale:g}")
+    return small.model_copy(update={"reduced": _told(spec, small, scale)})
+
+
+def _some(axis: str, values: Sequence[Any], scale: float) -> list[Any]:
+    """About `scale` of the values of an axis."""
+    ordered = sorted(values)
+    keep = min(len(ordered), max(2, round(scale * len(ordered))))
+    if axis in MODEL_SIZES:
+        return ordered[:keep]
+    return [ordered[round(i * (len(ordered) - 1) / max(1, keep - 1))] for i in range(keep)]
+
+
+def _take_fewer_samples(raw: dict[str, Any], spec: Spec, scale: float) -> None:
+    """Scale the numbers of training samples in place, where they are known; the largest batches that fit stay."""
+    axis = raw["load"].get("n_train")
+    everything = _samples(spec)
+    if everything is None and axis is None:
+        return
+    batches = raw["temperature"].get("batch_size", [spec.train.batch_size])
+    least = int(min(batches))
+    if axis is not None:
+        raw["load"]["n_train"] = sorted({max(least, round(scale * n)) for n in axis})
+        fewest = raw["load"]["n_train"][0]
+    else:
+        fewest = raw["task"]["data"]["n_train"] = max(least, round(scale * (everything or 0)))
+    if "batch_size" in raw["temperature"]:
+        raw["temperature"]["batch_size"] = [size for size in batches if size <= fewest]
+
+
+def _samples(spec: Spec) -> int | None:
+    """The training samples of a spec without an axis of them; None where they are not known without the data."""
+    entry = registry.DATA.get(spec.task.data.name)
+    if spec.task.data.n_train is not None or entry is None or entry.facts is None:
+        return spec.task.data.n_train
+    return min(entry.facts.n_train, spec.task.data.limit or entry.facts.n_train)
+
+
+def _told(full: Spec, small: Spec, scale: float) -> str:
+    """What a scaled spec has less of, for captions."""
+    parts = [
+        f"{few.name} {len(few.values)}/{len(many.values)}"
+        for many, few in zip(full.axes, small.axes, strict=True)
+        if len(few.values) < len(many.values)
+    ]
+    parts += [
+        f"{what} {few}/{many}"
+        for what, many, few in (
+            ("seeds", len(full.seeds), len(small.seeds)),
+            ("epochs", full.train.epochs, small.train.epochs),
+            ("samples", _samples(full), small.task.data.n_train),
+            *(
+                (size, full.task.model.options.get(size), small.task.model.options.get(size))
+                for size in sorted(MODEL_SIZES)
+            ),
+        )
+        if many is not None and few is not None and few < many
+    ]
+    return f"scaled by {scale:g} ({', '.join(parts)})" if parts else ""
 
 
 def _pairs_left(pairs: int | list[list[int]], seeds: Sequence[int]) -> int | list[list[int]]:

@@ -214,6 +214,7 @@ class Spec(Settings):
     measures: Measures = Measures()
     phases: Phases = Phases()
     slurm: Slurm = Slurm()
+    reduced: str = ""  # what `--scale` has taken away, for captions; no result hangs on it
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Scale, grid_of, scale_of, tick_texts
-from lossatlas.figures.style import LINE_COLOURS, PHASE_COLOURS, SMALL, in_units, no_value_style, number, styled
+from lossatlas.figures.style import (
+    LINE_COLOURS,
+    PHASE_COLOURS,
+    SMALL,
+    entitle,
+    in_units,
+    no_value_style,
+    number,
+    styled,
+)
 from lossatlas.findings.columns import parted
 
 Floats = NDArray[np.float64]
@@ -62,8 +71,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
         hspace=0.12,
         height_ratios=[_STRIP, *[_PANEL] * len(PANELS)],
     )
-    if title:
-        figure.suptitle(title, y=1 - 0.04 / height, va="top", size=mpl.rcParams["font.size"])
+    entitle(figure, title)
     phases = cells["phase"].values.astype(str)
     strip = figure.add_subplot(layout[0])
     _prepare(strip, scale, numbers=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, Scale, grid_of
-from lossatlas.figures.style import FONT, SMALL, TITLE, number, styled
+from lossatlas.figures.style import SMALL, TITLE, entitle, number, styled
 
 Floats = NDArray[np.float64]
 
@@ -60,8 +60,7 @@ def connectivity(
     strip = TITLE if title else 0.0
     height = 1.12 + strip + _PANE[1] * len(rows)
     figure = Figure(figsize=(0.90 + _PANE[0] * len(columns), height))
-    if title:
-        figure.suptitle(title, x=0.5, y=1 - 0.04 / height, va="top", size=FONT)
+    entitle(figure, title)
     panes = _panes(figure, len(rows), len(columns), strip)
     for (i, j), axes in np.ndenumerate(panes):
         cell = (rows[i], columns[j])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
-from lossatlas.figures.style import FONT, SMALL, TITLE, in_units, no_value_key, styled
+from lossatlas.figures.style import FONT, SMALL, TITLE, entitle, in_units, no_value_key, styled
 
 Floats = NDArray[np.float64]
 Limits = Literal["data", "published"]
@@ -68,8 +68,7 @@ def panels(
     height = _SIZE[1] + (TITLE if title else 0.0)
     figure = Figure(figsize=(_SIZE[0], height))
     frame = {"left": 0.07, "right": 0.93, "bottom": 0.36 / height, "top": 3.402 / height}
-    if title:
-        figure.suptitle(title, x=0.5, y=1 - 0.04 / height, va="top", size=FONT)
+    entitle(figure, title)
     layout = figure.add_gridspec(2, 4, **frame, wspace=0.58, hspace=0.29)
     any_hatched = False
     for place, metric in enumerate(METRICS):

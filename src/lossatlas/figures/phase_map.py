@@ -20,7 +20,7 @@ from scipy import ndimage
 from lossatlas.errors import UserError
 from lossatlas.figures.boundaries import Boundaries, boundaries
 from lossatlas.figures.grid import Grid, Scale, grid_of, hatch_cells, inches_of, prepare
-from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, TITLE, no_value_key, number, styled
+from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, TITLE, entitle, no_value_key, number, styled
 
 _SIZE = (3.5, 3.0)  # inches: one column
 _ROW = 0.125  # inches: one row of the legend
@@ -73,8 +73,7 @@ def phase_map(
     sentences = _ROW * len(lines.sentences)
     below = 0.35 + _ROW * math.ceil(len(key) / 2) + sentences
     axes = figure.add_axes((0.145, below / height, 0.83, (_SIZE[1] - below - 0.07) / height))
-    if title:
-        figure.suptitle(title, x=0.56, y=1 - 0.04 / height, va="top", size=FONT)
+    entitle(figure, title, x=0.56)
     prepare(axes, grid)
     axes.set_xlabel(grid.names[0])
     axes.set_ylabel(grid.names[1])

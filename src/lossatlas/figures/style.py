@@ -6,11 +6,13 @@ from typing import Any
 
 import matplotlib as mpl
 import xarray as xr
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 SMALL = 6.0  # points: tick labels and legends
 FONT = 7.0  # points: everything else
 INCH = 72.0  # points
+LETTER = 0.58  # of its size is a letter wide, on average
 TITLE = 0.17  # inches: the strip that a title adds at the top of a figure
 
 # DejaVu Sans comes with matplotlib, so a figure looks the same, to the byte, on every machine.
@@ -66,6 +68,16 @@ def line_style(place: int) -> dict[str, Any]:
 def no_value_style() -> dict[str, Any]:
     """How a cell without a value is filled: grey and hatched, unlike every colour of a map."""
     return dict(_NO_VALUE)
+
+
+def entitle(figure: Figure, title: str, x: float = 0.5) -> None:
+    """Put a title into the strip TITLE above all panels, smaller where it is longer than the figure is wide."""
+    if not title:
+        return
+    width, height = figure.get_size_inches()
+    fits = width * INCH / (LETTER * len(title))
+    centre = x if fits > FONT else 0.5
+    figure.suptitle(title, x=centre, y=1 - 0.04 / height, va="top", size=min(FONT, fits))
 
 
 def in_units(label: str, cells: xr.Dataset, name: str) -> str:

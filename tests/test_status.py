@@ -115,6 +115,9 @@ def test_predictions_are_scaled_by_model_and_kind(folder: Folder) -> None:
     np.testing.assert_allclose(both[:, column["train"]], [4.0, 4.0, 1.0, 1.0])
     np.testing.assert_array_equal(seconds, np.full((4, len(steps)), PREDICTED))  # the argument stays
     np.testing.assert_allclose(refined(folder.plan, seconds, []), seconds)
+    # Steps too short to be measured, in a plan that was refined by such steps.
+    nothing = refined(folder.plan, np.zeros_like(seconds), [done("train", 0, 0.0)])
+    np.testing.assert_allclose(nothing, np.full((4, len(steps)), 1e-3))
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 0), (1, 1), (5, 5), (7, 7), (48, 40), (1000, 40)])

@@ -16,6 +16,7 @@ from lossatlas.sweep.plan import Plan, Step
 from lossatlas.sweep.store import Store
 
 MOST_MEASURED = 2_000  # finished steps whose times are read before a run goes on
+LEAST = 1e-3  # s: writing the files of a step takes as much, and meta.json tells no less
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,17 @@ def refined(plan: Plan, seconds: NDArray[np.float64], finished: Iterable[Finishe
 
     The factor of a kind of step and a model is sum(measured) / sum(predicted) over their finished steps; a model
     that has none takes the factor of the kind over all models, and a kind that has none stays as it was predicted.
-    Steps of diverged models are left out: that they ended early says nothing about the others.
+    Steps of diverged models are left out: that they ended early says nothing about the others. No step takes less
+    than LEAST, so that no factor is 0 or undefined.
     """
     column = plan.columns()
     models = _models(plan)
+    scaled = np.maximum(seconds, LEAST)
     sums: dict[tuple[int, int], NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))  # by kind and model
     for one in finished:
         if one.status != "diverged":
             kind = column[one.step.name]
-            sums[kind, int(models[one.index])] += one.seconds, seconds[one.index, kind]
-    scaled = seconds.copy()
+            sums[kind, int(models[one.index])] += max(one.seconds, LEAST), scaled[one.index, kind]
     for kind in {kind for kind, _ in sums}:
         by_model = {model: total for (k, model), total in sums.items() if k == kind}
         measured, predicted = np.sum(list(by_model.values()), axis=0)

@@ -247,6 +247,13 @@ def test_a_scaled_axis_of_samples_has_fewer_and_equal_steps_stay_equal() -> None
     assert small.train.epochs_on(100) == 10 * small.train.epochs
 
 
+def test_a_scaled_warm_up_stays_the_same_part_of_the_training() -> None:
+    iwslt = specs.parse(presets.text("yang2021/iwslt"), "iwslt")
+    small = specs.scaled(iwslt, 0.1)
+    assert (small.train.epochs, small.train.schedule.warmup_epochs) == (3, pytest.approx(0.2))
+    assert specs.scaled(iwslt, 0.001).train.schedule.warmup_epochs < 1
+
+
 @pytest.mark.parametrize(
     ("pairs", "left"), [(6, 1), ("ring", "ring"), ([[0, 3], [0, 1]], ((0, 1),)), ([[2, 3]], 1)]
 )

@@ -188,6 +188,11 @@ def scaled(spec: Spec, scale: float) -> Spec:
         raw["task"]["model"][size] = max(1, round(scale * raw["task"]["model"][size]))
     raw["seeds"] = list(spec.seeds)[: max(2, round(scale * len(spec.seeds)))]
     raw["train"]["epochs"] = max(1, round(scale * spec.train.epochs))
+    schedule = raw["train"].get("schedule", {})
+    if "warmup_epochs" in schedule:
+        schedule["warmup_epochs"] = scale * spec.train.schedule.warmup_epochs
+    if "warmup_steps" in schedule:  # fewer epochs of fewer batches
+        schedule["warmup_steps"] = round(scale**2 * spec.train.schedule.warmup_steps)
     if spec.train.keep:
         raw["train"]["keep"] = sorted({min(epoch, raw["train"]["epochs"]) for epoch in spec.train.keep})
     connectivity = raw.get("measures", {}).get("connectivity")

@@ -182,7 +182,8 @@ def read_shards(path: Path) -> list[list[Cell]]:
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"it is damaged: {error}"
         raise FileError(
-            f"The shards {path} cannot be read ({reason}). `lossatlas run` writes new ones."
+            f"The shards {path} cannot be read ({reason}). `lossatlas cancel` ends their jobs, then "
+            "`lossatlas run` writes new ones."
         ) from error
 
 

@@ -3,10 +3,12 @@
 A fork server imports the libraries once; each command is a fork of it that runs `lossatlas.cli.main`.
 """
 
+import ast
 import ctypes
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,3 +130,21 @@ def _give_up_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     nothing = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(header, nothing) == 0
+
+
+def modules_loaded(arguments: Sequence[str], watched: Sequence[str], cwd: Path) -> tuple[list[str], str]:
+    """Which of the watched modules a command has loaded when it ends without an error, and what it printed."""
+    program = (
+        "import sys\n"
+        "from lossatlas.cli import main\n"
+        f"sys.argv = ['lossatlas', *{list(arguments)!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code in (0, None), end.code\n"
+        f"print([name for name in {list(watched)!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=cwd)
+    printed, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
+    found: list[str] = ast.literal_eval(loaded)
+    return found, printed

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -324,17 +323,4 @@ CALLS = [
 def test_what_reads_files_only_loads_no_torch(call: list[str], finished: Path, tmp_path: Path) -> None:
     names = {"RUN": str(finished), "OUT": str(tmp_path / "figures")}
     arguments = [names.get(part, part) for part in call]
-    program = (
-        "import sys\n"
-        "from lossatlas.cli import main\n"
-        f"sys.argv = ['lossatlas', *{arguments!r}]\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as end:\n"
-        "    assert end.code in (0, None), end.code\n"
-        "print('loaded:', [name for name in ('torch', 'sklearn', 'scipy.stats') if name in sys.modules])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert done.stdout.splitlines()[-1] == "loaded: []"
+    assert command.modules_loaded(arguments, ("torch", "sklearn", "scipy.stats"), tmp_path)[0] == []

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -186,15 +184,5 @@ def test_advice_is_one_row_a_cell(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["findings", "advise"])
 def test_no_torch_is_loaded(name: str, source: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from lossatlas.cli import main\n"
-        f"sys.argv = ['lossatlas', {name!r}, {str(source)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as end:\n"
-        "    assert end.code in (0, None), end.code\n"
-        "print('loaded:', [name for name in ('torch', 'sklearn', 'scipy.stats') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded: []"
+    arguments = [name, str(source), "--out", str(tmp_path / "out")]
+    assert command.modules_loaded(arguments, ("torch", "sklearn", "scipy.stats"), tmp_path)[0] == []

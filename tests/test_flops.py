@@ -14,7 +14,7 @@ def task(**model: object) -> Task:
 
 
 def test_operations_of_a_perceptron() -> None:
-    found = flops.work(task(name="mlp", width=128).model_dump_json(), IMAGES)
+    found = flops.work_of(task(name="mlp", width=128), IMAGES)
     assert found.flops == 3 * 2 * (3072 * 128 + 128 * 10)
     assert found.parameters == 394_634
     assert found.calls == flops.CALLS * 4  # flatten, linear, ReLU, linear
@@ -28,7 +28,7 @@ def test_operations_of_a_resnet() -> None:
     for channels, side in ((128, 16), (256, 8), (512, 4)):
         half = channels // 2
         later += side * side * (9 * half * channels + 3 * 9 * channels * channels + half * channels)
-    found = flops.work(task(name="resnet18", width=64).model_dump_json(), IMAGES)
+    found = flops.work_of(task(name="resnet18", width=64), IMAGES)
     assert found.flops == 3 * 2 * (stem + first + later + 512 * 10)
     assert found.parameters == 11_173_962
 

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lossatlas.errors import UserError
@@ -25,6 +25,12 @@ class Facts:
     input_shape: tuple[int, ...]
     classes: int
     tokens: tuple[int, int] | None = None  # of sequences: usual lengths of a source and a target, not the longest
+
+    def limited(self, most: int | None) -> Facts:
+        """Those of the first samples of each part, `most` at most (None: all)."""
+        if most is None:
+            return self
+        return replace(self, n_train=min(self.n_train, most), n_test=min(self.n_test, most))
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,14 @@ def resolve(name: str, table: Mapping[str, Entry], kind: str) -> Callable[..., A
     if not callable(function):
         raise UserError(f"{kind} {name!r}: the module {module_name} has no function {function_name}.")
     return function  # type: ignore[no-any-return]
+
+
+def extra(module: str, who_needs: str, name: str) -> Any:
+    """A module of the extra `name`; raises UserError, which begins with `who_needs`, where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{who_needs} the extra: pip install 'lossatlas[{name}]'.") from error
 
 
 @contextmanager

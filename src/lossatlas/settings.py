@@ -25,6 +25,11 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+def equal_steps(epochs: int, n_ref: int | None, samples: int) -> int:
+    """The epochs on so many samples: those given, or as many as make the steps of `epochs` on `n_ref` samples."""
+    return epochs if n_ref is None else max(1, round(epochs * n_ref / samples))
+
+
 def canonical(content: Any) -> str:
     """The one text of plain data: sorted keys, no spaces, shortest exact floats; NaN is refused."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -136,30 +135,18 @@ def draw(
     """Draw all figures of results into a folder, a set for every value of further load axes; returns the files."""
     from lossatlas import figures as figures_
     from lossatlas import summary
-
-    written = []
-    slices = _slices(labels)
-    reduced = json.loads(tree.attrs.get("spec", "{}")).get("reduced", "")
-    over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
-    for suffix, at in slices:
-        part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
-        title = "; ".join(filter(None, [", ".join(f"{name} = {value:g}" for name, value in at.items()), reduced]))
-        drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
-        for name, figure in drawn.items():
-            written += figures_.save(figure, folder / f"{name}{suffix}")
-    return written
-
-
-def _slices(labels: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
-    """What to fix so that one load axis is left, with the text for the files' names; nothing with one load."""
+    from lossatlas.findings import columns
     from lossatlas.results import axes_of
 
-    _first, *further = axes_of(labels)[0]
-    points = itertools.product(*(labels[name].values.tolist() for name in further))
-    return [
-        (
-            "".join(f"-{name}-{value:g}" for name, value in zip(further, point, strict=True)),
-            dict(zip(further, point, strict=True)),
-        )
-        for point in points
-    ]
+    written = []
+    load, temperature = axes_of(labels)
+    slices = columns.places(labels, load[0], *temperature)  # one of nothing where there is one load
+    reduced = json.loads(tree.attrs.get("spec", "{}")).get("reduced", "")
+    over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
+    for at in slices:
+        part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
+        title = "; ".join(filter(None, [columns.place_title(at), reduced]))
+        drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
+        for name, figure in drawn.items():
+            written += figures_.save(figure, folder / f"{name}{columns.place_suffix(at)}")
+    return written

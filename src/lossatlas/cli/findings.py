@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossatlas.cli.explore import AutoOption, SetOption, Source, labelled, note_rule
+from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, note_rule
 from lossatlas.cli.output import guarded, note, say, table
 from lossatlas.errors import UserError
 
@@ -75,7 +75,7 @@ def findings(
 @guarded
 def advise(
     source: Source,
-    out: Annotated[Path | None, typer.Option(help="Write the table here as CSV.")] = None,
+    out: OutOption = None,
     settings: SetOption = None,
     auto: AutoOption = None,
 ) -> None:
@@ -170,8 +170,8 @@ def _draw(folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequenc
     load, temperature = axes_of(labels)
     if "ln_hessian_trace" in cells and np.isfinite(cells["ln_hessian_trace"]).any():
         for at in columns.places(labels, load[0], *temperature):
-            name = f"trace_lines{_suffix(at)}"
-            figure = figures.trace_lines(cells.sel(at), title=_title(at))
+            name = f"trace_lines{columns.place_suffix(at)}"
+            figure = figures.trace_lines(cells.sel(at), title=columns.place_title(at))
             figures.save(figure, folder / name)
     for descent in descents:
         if descent.found == "yes":
@@ -180,15 +180,8 @@ def _draw(folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequenc
 
 def _draw_slice(folder: Path, cells: xr.Dataset, at: Place, descents: Sequence[Descent]) -> None:
     from lossatlas import figures
+    from lossatlas.findings import columns
 
     peaks = [each.peak for each in descents if each.at == at and each.found == "yes"]
-    figure = figures.column(cells, peak=peaks[0] if peaks else None, title=_title(at))
-    figures.save(figure, folder / f"slice{_suffix(at)}")
-
-
-def _title(at: Place) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in at.items())
-
-
-def _suffix(at: Place) -> str:
-    return "".join(f"-{name}-{value:g}" for name, value in at.items())
+    figure = figures.column(cells, peak=peaks[0] if peaks else None, title=columns.place_title(at))
+    figures.save(figure, folder / f"slice{columns.place_suffix(at)}")

@@ -172,8 +172,7 @@ def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     text_options = spec.task.data.vocabulary or spec.task.data.max_length  # make other sizes
     known = entry.facts if entry and not text_options else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path, spec.task.data.options).facts()
-    if limit := spec.task.data.limit:
-        facts = replace(facts, n_train=min(facts.n_train, limit), n_test=min(facts.n_test, limit))
+    facts = facts.limited(spec.task.data.limit)
     planned = Plan(spec, "")
     _check_sizes(planned, facts)
     return facts, planned

@@ -11,15 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
-from lossatlas.figures.grid import Scale, grid_of, scale_of, tick_texts
+from lossatlas.figures.grid import Scale, grid_of, prepare_x, scale_of
 from lossatlas.figures.style import (
+    DECADES,
     LINE_COLOURS,
     PHASE_COLOURS,
     SMALL,
+    TITLE,
     entitle,
     in_units,
     no_value_style,
@@ -38,7 +40,6 @@ PANELS = (  # variable, its name on the axis
     ("cka", "CKA"),
 )
 _WIDTH, _PANEL, _STRIP = 3.5, 0.95, 0.16  # inches
-_DECADES = 30.0  # a loss that spans more than this is drawn on a logarithmic scale
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -74,11 +75,11 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     entitle(figure, title)
     phases = cells["phase"].values.astype(str)
     strip = figure.add_subplot(layout[0])
-    _prepare(strip, scale, numbers=False)
+    prepare_x(strip, scale, numbers=False)
     _draw_strip(strip, scale, phases)
     for place, (name, label) in enumerate(PANELS):
         axes = figure.add_subplot(layout[place + 1])
-        _prepare(axes, scale, numbers=place == len(PANELS) - 1)
+        prepare_x(axes, scale, numbers=place == len(PANELS) - 1)
         axes.set_ylabel(in_units(label, cells, name))
         axes.yaxis.set_label_coords(-0.115, 0.5)
         for edge in _edges(scale, phases):
@@ -115,9 +116,9 @@ def trace_lines(cells: xr.Dataset, *, title: str = "") -> Figure:
     if not np.isfinite(values).any():
         raise UserError("These results hold no Hessian trace. Add hessian to the [measures] of the spec.")
     errors = grid.floats(cells, "ln_hessian_trace_se").T
-    figure = Figure(figsize=(_WIDTH, 2.6 + (0.17 if title else 0.0)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 2.6 + (TITLE if title else 0.0)), layout="constrained")
     axes = figure.add_subplot()
-    _prepare(axes, grid.temperature, numbers=True)
+    prepare_x(axes, grid.temperature, numbers=True)
     if title:
         axes.set_title(title)
     colours = _ramp(grid.load)
@@ -138,15 +139,6 @@ def _axis_of(cells: xr.Dataset) -> Scale:
             "Give what findings.columns.cut returns."
         )
     return scale_of(cells[free[0]])
-
-
-def _prepare(axes: Axes, scale: Scale, *, numbers: bool) -> None:
-    """The horizontal axis: ascending values, a tick at each, no label upon another."""
-    axes.set_xscale("log" if scale.is_log else "linear")
-    axes.set_xlim(*scale.edges[[0, -1]])
-    axes.xaxis.set_major_locator(FixedLocator(scale.centres.tolist()))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FixedFormatter(tick_texts(axes, scale, True) if numbers else []))
 
 
 def _draw_strip(axes: Axes, scale: Scale, phases: NDArray[np.str_]) -> None:
@@ -179,7 +171,7 @@ def _draw_metric(axes: Axes, scale: Scale, cells: xr.Dataset, name: str, colour:
         axes.yaxis.set_major_locator(NullLocator())
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
         return
-    if name == "train_loss" and finite.min() > 0 and finite.max() > _DECADES * finite.min():
+    if name == "train_loss" and finite.min() > 0 and finite.max() > DECADES * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
     else:

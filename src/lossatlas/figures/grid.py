@@ -130,21 +130,26 @@ def scale_of(coordinate: xr.DataArray) -> Scale:
 
 def prepare(axes: Axes, grid: Grid, *, x_numbers: bool = True, y_numbers: bool = True) -> None:
     """Scales, limits and ticks: a tick at every grid value, the hottest row on top, no label upon another."""
-    for axis, scale, has_numbers in (
-        (axes.xaxis, grid.load, x_numbers),
-        (axes.yaxis, grid.temperature, y_numbers),
-    ):
-        is_x = axis is axes.xaxis
-        (axes.set_xscale if is_x else axes.set_yscale)("log" if scale.is_log else "linear")
-        low, high = scale.edges[[0, -1]]
-        limits = (high, low) if scale.is_inverted else (low, high)
-        (axes.set_xlim if is_x else axes.set_ylim)(*limits)
-        axis.set_major_locator(FixedLocator(scale.centres.tolist()))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FixedFormatter(tick_texts(axes, scale, is_x) if has_numbers else []))
+    _prepare_axis(axes, grid.load, is_x=True, numbers=x_numbers, is_inverted=grid.load.is_inverted)
+    _prepare_axis(axes, grid.temperature, is_x=False, numbers=y_numbers, is_inverted=grid.temperature.is_inverted)
 
 
-def tick_texts(axes: Axes, scale: Scale, is_x: bool) -> list[str]:
+def prepare_x(axes: Axes, scale: Scale, *, numbers: bool) -> None:
+    """The same of a horizontal axis alone, with ascending values whatever they mean."""
+    _prepare_axis(axes, scale, is_x=True, numbers=numbers, is_inverted=False)
+
+
+def _prepare_axis(axes: Axes, scale: Scale, *, is_x: bool, numbers: bool, is_inverted: bool) -> None:
+    axis = axes.xaxis if is_x else axes.yaxis
+    (axes.set_xscale if is_x else axes.set_yscale)("log" if scale.is_log else "linear")
+    low, high = scale.edges[[0, -1]]
+    (axes.set_xlim if is_x else axes.set_ylim)(*((high, low) if is_inverted else (low, high)))
+    axis.set_major_locator(FixedLocator(scale.centres.tolist()))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FixedFormatter(_tick_texts(axes, scale, is_x) if numbers else []))
+
+
+def _tick_texts(axes: Axes, scale: Scale, is_x: bool) -> list[str]:
     """The label of every tick, empty where it would touch another: the ends choose first, then powers of two."""
     edges = scale.u_edges
     places = (scale.u - edges[0]) / (edges[-1] - edges[0]) * inches_of(axes)[0 if is_x else 1]

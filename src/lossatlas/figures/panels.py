@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.grid import Grid, grid_of, hatch_cells, prepare
-from lossatlas.figures.style import FONT, SMALL, TITLE, entitle, in_units, no_value_key, styled
+from lossatlas.figures.style import DECADES, FONT, SMALL, TITLE, entitle, in_units, no_value_key, styled
 
 Floats = NDArray[np.float64]
 Limits = Literal["data", "published"]
@@ -44,7 +44,6 @@ METRICS = (
     Metric("distance", r"$\ell_2$ distance", r"$\Vert\theta-\theta'\Vert_2$", "viridis", (0.0, 100.0)),
 )
 _SIZE = (7.2, 3.6)  # inches: a two-column figure
-_DECADES = 30.0  # a loss that spans more than this is drawn on a logarithmic scale
 
 
 @styled
@@ -135,7 +134,7 @@ def _norm(metric: Metric, values: Floats, limits: Limits) -> Normalize:
     if metric.kind == "centred":
         reach = max(abs(low), abs(high)) or 1.0
         return Normalize(-reach, reach)
-    if metric.kind == "decades" and low > 0 and high > _DECADES * low:
+    if metric.kind == "decades" and low > 0 and high > DECADES * low:
         return LogNorm(low, high)
     if low == high:  # one value has no range: a band about it keeps its colour bar readable
         half = 0.05 * abs(low) or 1.0

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 SMALL = 6.0  # points: tick labels and legends
 FONT = 7.0  # points: everything else
 INCH = 72.0  # points
+DECADES = 30.0  # a loss that spans more than this factor is drawn on a logarithmic scale
 LETTER = 0.58  # of its size is a letter wide, on average
 TITLE = 0.17  # inches: the strip that a title adds at the top of a figure
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lossatlas import registry
 from lossatlas.errors import UserError
 from lossatlas.landscape.estimate import Estimate
 from lossatlas.landscape.sequences import EOS, PAD
@@ -62,12 +62,7 @@ def translations(model: nn.Module, samples: Samples, *, beam: int, max_length: i
 
 def library(name: str) -> Any:
     """A module of the extra `text`; raises UserError where it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"Translation needs {name.split('.')[0]}, of the extra: pip install 'lossatlas[text]'."
-        ) from error
+    return registry.extra(name, f"Translation needs {name.split('.')[0]}, of", "text")
 
 
 def _without_ends(target: Tensor) -> list[list[int]]:

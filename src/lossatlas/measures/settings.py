@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lossatlas.settings import Count, NonNegative, Positive, Settings
+from lossatlas.settings import Count, NonNegative, Positive, Settings, equal_steps
 
 Protocol = Literal["lossatlas", "published"]
 Part = Literal["train", "test"]
@@ -92,7 +92,7 @@ class Connectivity(Settings):
 
     def epochs_on(self, samples: int) -> int:
         """The epochs of a curve on so many samples: `epochs`, or with `n_ref` as many as give equal steps."""
-        return self.epochs if self.n_ref is None else max(1, round(self.epochs * self.n_ref / samples))
+        return equal_steps(self.epochs, self.n_ref, samples)
 
 
 class CKA(Settings):

@@ -239,7 +239,7 @@ def _samples(spec: Spec) -> int | None:
     entry = registry.DATA.get(spec.task.data.name)
     if spec.task.data.n_train is not None or entry is None or entry.facts is None:
         return spec.task.data.n_train
-    return min(entry.facts.n_train, spec.task.data.limit or entry.facts.n_train)
+    return entry.facts.limited(spec.task.data.limit).n_train
 
 
 def _told(full: Spec, small: Spec, scale: float) -> str:

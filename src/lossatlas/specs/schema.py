@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
 from lossatlas import measures, registry
 from lossatlas.results import Axis, Cell
-from lossatlas.settings import Count, Finite, Fraction, NonNegative, Positive, Settings
+from lossatlas.settings import Count, Finite, Fraction, NonNegative, Positive, Settings, equal_steps
 from lossatlas.specs.slurm import Slurm
 
 # Which section and key of the spec an axis varies, and what its values may be.
@@ -172,7 +172,7 @@ class Train(Settings):
 
     def epochs_on(self, samples: int) -> int:
         """The epochs of a training on so many samples: `epochs`, or with `n_ref` as many as give equal steps."""
-        return self.epochs if self.n_ref is None else max(1, round(self.epochs * self.n_ref / samples))
+        return equal_steps(self.epochs, self.n_ref, samples)
 
     def content(self) -> dict[str, Any]:
         """As of every section, with the weights to start from named by their content."""

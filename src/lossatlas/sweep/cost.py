@@ -15,7 +15,7 @@ from lossatlas.measures import settings as s
 from lossatlas.registry import Facts
 from lossatlas.results import Cell
 from lossatlas.settings import Settings
-from lossatlas.specs import Task, Train
+from lossatlas.specs import Model, Task, Train
 from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.remaining import per_cell
 from lossatlas.sweep.worker import one_thread
@@ -145,24 +145,22 @@ def _between(known: Sequence[ModelCost], parameters: int) -> ModelCost:
     )
 
 
-def model_of(task: Task, facts: Facts) -> torch.nn.Module:
-    """The model of a task on data of these sizes."""
-    return models.build(
-        task.model.name, task.model.options, input_shape=facts.input_shape, classes=facts.classes, seed=0
-    )
+def model_of(model: Model, facts: Facts) -> torch.nn.Module:
+    """The model on data of these sizes."""
+    return models.build(model.name, model.options, input_shape=facts.input_shape, classes=facts.classes, seed=0)
 
 
 def _parameters(task: Task, facts: Facts) -> int:
     try:
         with torch.device("meta"):  # shapes without numbers
-            return sum(p.numel() for p in model_of(task, facts).parameters())
+            return sum(p.numel() for p in model_of(task.model, facts).parameters())
     except Exception:  # a model of one's own may need the numbers; what else is wrong with it, this says again
-        return sum(p.numel() for p in model_of(task, facts).parameters())
+        return sum(p.numel() for p in model_of(task.model, facts).parameters())
 
 
 def probe(task: Task, facts: Facts) -> ModelCost:
     """The cost of a model on this machine, from a few training steps; one thread is up to the caller."""
-    model, criterion = model_of(task, facts), losses.build(task.loss)
+    model, criterion = model_of(task.model, facts), losses.build(task.loss)
     optimizer = FlatSGD(model, momentum=0.9, weight_decay=1e-4)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}  # bytes of what the gradient needs, by storage, so that nothing counts twice

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lossatlas import registry
 from lossatlas.registry import Facts
-from lossatlas.specs import Task
+from lossatlas.specs import Model, Task
 from lossatlas.sweep.cost import Costs, ModelCost, example, model_of, probe
 from lossatlas.sweep.worker import one_thread
 from lossatlas.tasks import losses
@@ -45,7 +45,7 @@ def costs_on(machine: Machine) -> Costs:
     """What models cost on a machine; their memory is not told."""
 
     def costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost]:
-        found = {key: work(task.model_dump_json(), facts) for key, task in tasks.items()}
+        found = {key: work_of(task, facts) for key, task in tasks.items()}
         return {
             key: ModelCost(one.calls * machine.per_call, one.flops * machine.per_flop, one.parameters, 0.0)
             for key, one in found.items()
@@ -60,19 +60,23 @@ def this_machine() -> Machine:
     assert facts is not None
     task = Task.model_validate({"data": {"name": "cifar10"}, "model": {"name": "resnet18", "width": 8}})
     with one_thread(), torch.random.fork_rng(devices=[]):
-        measured, known = probe(task, facts), work(task.model_dump_json(), facts)
+        measured, known = probe(task, facts), work_of(task, facts)
     return Machine(measured.fixed / known.calls, measured.per_sample / known.flops)
 
 
-@cache
-def work(task: str, facts: Facts) -> Work:
-    """The work of a model, its task as JSON, counted in a forward pass on shapes without numbers.
+def work_of(task: Task, facts: Facts) -> Work:
+    """The work of the model of a task, counted in a forward pass on shapes without numbers.
 
     Sequences have numbers, since it hangs on them which tokens are padding.
     """
+    return _work(task.model.model_dump_json(), task.loss, facts)
+
+
+@cache
+def _work(model_json: str, loss: str, facts: Facts) -> Work:
+    """Nothing else of a task matters, so presets that share a model count it once."""
     with torch.device("meta" if facts.tokens is None else "cpu"):
-        known = Task.model_validate_json(task)
-        model, criterion = model_of(known, facts), losses.build(known.loss)
+        model, criterion = model_of(Model.model_validate_json(model_json), facts), losses.build(loss)
         batch = example(1, facts)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         criterion.predict(model.eval(), batch)

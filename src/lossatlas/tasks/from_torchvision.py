@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,9 +59,7 @@ def pinned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _library(name: str) -> Any:
     try:
-        return importlib.import_module("torchvision.models")
-    except ImportError as error:
-        raise UserError(f"model {name!r} needs the extra: pip install 'lossatlas[vision]'.") from error
+        return registry.extra("torchvision.models", f"model {name!r} needs", "vision")
     except RuntimeError as error:  # what a torchvision for another build of PyTorch says
         raise UserError(
             f"model {name!r}: torchvision does not fit the PyTorch that is installed ({error}). Install the pair "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,10 +62,7 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise UserError(f"model {name!r} needs the extra: pip install 'lossatlas[hf]'.") from error
+    return registry.extra("transformers", f"model {name!r} needs", "hf")
 
 
 @contextmanager

@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lossatlas import unpickle
+from lossatlas import registry, unpickle
 from lossatlas.errors import FileError, UserError
 from lossatlas.tasks.data import DATA_PATH, IntArray
 
 ROWS = 256  # of a parquet file that are read at once: some 30 MB of photographs
 WORDNET_CLASSES = 1000  # of ILSVRC 2012
-EXTRA = "these data need the extra: pip install 'lossatlas[datasets]'."
+
+
+def extra(module: str) -> Any:
+    """What decodes images and reads their files; raises UserError where it is missing."""
+    return registry.extra(module, "these data need", "datasets")
 
 
 class Encoded(NamedTuple):
@@ -67,15 +71,12 @@ def reading(name: object) -> Iterator[None]:
 
 def on_hub(name: str, config: str | None, split: str, image: str, label: str) -> Part:
     """A split of a data set on the Hugging Face hub, or in its cache; raises FileError if there is none."""
+    datasets = extra("datasets")
+    datasets.disable_progress_bars()
     try:
-        from datasets import Image, disable_progress_bars, load_dataset  # an extra
-    except ImportError as error:
-        raise UserError(EXTRA) from error
-    disable_progress_bars()
-    try:
-        found = load_dataset(name, config, split=split)
+        found = datasets.load_dataset(name, config, split=split)
         labels = found.select_columns([label]).with_format("numpy")[:][label]
-        images = found.select_columns([image]).cast_column(image, Image(decode=False))
+        images = found.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     except Exception as error:  # the errors of several libraries, not all of them an OSError
         raise FileError(
             f"{name} cannot be loaded from the hub ({type(error).__name__}: {error}). Say where a folder with its "
@@ -94,13 +95,10 @@ def parquet(folder: Path, split: str, image: str, label: str) -> Part | None:
     paths = sorted(folder.glob(f"{split}-*.parquet"))
     if not paths:
         return None
-    try:
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]  # comes with the extra
-    except ImportError as error:
-        raise UserError(EXTRA) from error
+    pyarrow = extra("pyarrow.parquet")
     labels = []
     for path in paths:
-        with reading(path), ParquetFile(path) as file:
+        with reading(path), pyarrow.ParquetFile(path) as file:
             labels.append(np.asarray(file.read(columns=[label])[label], dtype=np.int64))
 
     def encoded(rows: IntArray) -> Iterator[Encoded]:
@@ -109,7 +107,7 @@ def parquet(folder: Path, split: str, image: str, label: str) -> Part | None:
             wanted = rows[(rows >= start) & (rows < start + len(known))] - start
             start += len(known)
             if len(wanted):
-                with reading(path), ParquetFile(path) as file:
+                with reading(path), pyarrow.ParquetFile(path) as file:
                     for row, cell in _cells(file, image, wanted):
                         yield _from_cell(f"{path}, row {row}", cell)
 

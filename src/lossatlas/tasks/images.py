@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lossatlas import registry
-from lossatlas.errors import FileError, UserError
+from lossatlas.errors import FileError
 from lossatlas.tasks import image_sources as sources
 from lossatlas.tasks.data import DATA_PATH, IntArray, RawData
 from lossatlas.tasks.image_sources import Archive, Encoded, Part, Parts
@@ -214,11 +214,8 @@ def _taken(which: ImageSet, part: Part, rows: IntArray) -> tuple[NDArray[np.uint
 
 def _decoded(which: ImageSet, image: Encoded) -> NDArray[np.uint8]:
     """The pixels (3, H, W) of a file."""
-    try:
-        from PIL import Image  # an extra
-    except ImportError as error:
-        raise UserError(sources.EXTRA) from error
-    with sources.reading(image.name), Image.open(io.BytesIO(image.content)) as opened:
+    pillow = sources.extra("PIL.Image")
+    with sources.reading(image.name), pillow.open(io.BytesIO(image.content)) as opened:
         colours = opened.convert("RGB")
     _, height, width = which.facts.input_shape
     if which.resize is not None:

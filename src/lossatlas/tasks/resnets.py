@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -75,25 +75,30 @@ _FAMILY: dict[int, tuple[type[_BasicBlock | _Bottleneck], tuple[int, int, int, i
 
 
 class _ResNet(nn.Module):
-    def __init__(self, channels_in: int, classes: int, width: int, depth: int) -> None:
+    """A 3 x 3 stem, the blocks, mean pooling, a linear layer; `blocks` are made when their turn comes."""
+
+    def __init__(
+        self, channels_in: int, classes: int, width: int, blocks: Iterator[nn.Module], features: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        block, counts = _FAMILY[depth]
-        blocks: list[nn.Module] = []
-        before = width
-        for stage, count in enumerate(counts):
-            channels = width * 2**stage
-            for index in range(count):
-                blocks.append(block(before, channels, stride=2 if stage > 0 and index == 0 else 1))
-                before = block.expansion * channels
         self.blocks = nn.Sequential(*blocks)
-        self.linear = nn.Linear(before, classes)
+        self.linear = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.blocks(F.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.linear(out.mean(dim=(2, 3)))
         return logits
+
+
+def _four_stages(block: type[_BasicBlock | _Bottleneck], counts: Sequence[int], width: int) -> Iterator[nn.Module]:
+    before = width
+    for stage, count in enumerate(counts):
+        channels = width * 2**stage
+        for index in range(count):
+            yield block(before, channels, stride=2 if stage > 0 and index == 0 else 1)
+            before = block.expansion * channels
 
 
 def resnet(*, input_shape: Sequence[int], classes: int, width: int, depth: int) -> nn.Module:
@@ -104,7 +109,9 @@ def resnet(*, input_shape: Sequence[int], classes: int, width: int, depth: int) 
     the usual width, and 10 classes the parameters number 11,173,962, 21,282,122, 23,520,842, 42,512,970 and
     58,156,618; ResNet18 with k = 8 has 176,402 and with k = 1 has 2,991.
     """
-    return _ResNet(image_channels(input_shape), classes, width, depth)
+    block, counts = _FAMILY[depth]
+    blocks = _four_stages(block, counts, width)
+    return _ResNet(image_channels(input_shape), classes, width, blocks, 8 * width * block.expansion)
 
 
 def resnet18(*, input_shape: Sequence[int], classes: int, width: int) -> nn.Module:
@@ -147,27 +154,10 @@ class _CifarBlock(nn.Module):
         return F.relu(out if self.shortcut is None else out + self.shortcut(x))
 
 
-class _CifarResNet(nn.Module):
-    def __init__(
-        self, channels_in: int, classes: int, width: int, blocks: int, *, skip: bool, shortcut: Shortcut
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        stages = ((width, width), (width, 2 * width), (2 * width, 4 * width))
-        self.blocks = nn.Sequential(
-            *(
-                _CifarBlock(before if block == 0 else channels, channels, skip=skip, shortcut=shortcut)
-                for before, channels in stages
-                for block in range(blocks)
-            )
-        )
-        self.linear = nn.Linear(4 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.blocks(F.relu(self.bn1(self.conv1(x))))
-        logits: Tensor = self.linear(out.mean(dim=(2, 3)))
-        return logits
+def _three_stages(width: int, count: int, *, skip: bool, shortcut: Shortcut) -> Iterator[nn.Module]:
+    for before, channels in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
+        for index in range(count):
+            yield _CifarBlock(before if index == 0 else channels, channels, skip=skip, shortcut=shortcut)
 
 
 def cifar_resnet(
@@ -188,5 +178,5 @@ def cifar_resnet(
     classes and k = 16 depths 32, 56 and 110 have 464,154, 853,018 and 1,727,962 parameters, with shortcuts and
     without [Xu2024; Li 2018]. Projections add 2,752.
     """
-    channels = image_channels(input_shape)
-    return _CifarResNet(channels, classes, width, (depth - 2) // 6, skip=skip, shortcut=shortcut)
+    blocks = _three_stages(width, (depth - 2) // 6, skip=skip, shortcut=shortcut)
+    return _ResNet(image_channels(input_shape), classes, width, blocks, 4 * width)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lossatlas import registry
 from lossatlas.errors import FileError, UserError
 from lossatlas.landscape.sequences import BOS, EOS, PAD
 from lossatlas.measures.bleu import library
@@ -154,18 +155,15 @@ def _decompressed(path: Path) -> bytes:
 
 def _from_datasets(path: str | None) -> tuple[Pairs, Pairs]:
     """Training and test pairs from parquet files, or from the hub."""
-    try:
-        from datasets import disable_progress_bars, load_dataset  # an extra
-    except ImportError as error:
-        raise UserError("data 'iwslt' need the extra: pip install 'lossatlas[datasets]'.") from error
-    disable_progress_bars()
+    datasets = registry.extra("datasets", "data 'iwslt' need", "datasets")
+    datasets.disable_progress_bars()
     try:
         if path is None:
             name, configuration, revision = HUB
-            parts = load_dataset(name, configuration, revision=revision)
+            parts = datasets.load_dataset(name, configuration, revision=revision)
         else:
             files = {part: sorted(map(str, Path(path).glob(f"{part}-*.parquet"))) for part in ("train", "test")}
-            parts = load_dataset("parquet", data_files=files)
+            parts = datasets.load_dataset("parquet", data_files=files)
         train, test = (_columns(parts[part]["translation"]) for part in ("train", "test"))
     except Exception as error:  # the library raises all sorts of things on damaged files
         raise FileError(

@@ -7,10 +7,7 @@ they are told; the results of real workers are compared bit for bit, in one fast
 import json
 import os
 import re
-import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,138 +21,14 @@ from command import TINY
 from lossatlas import results
 from lossatlas.errors import UserError
 from lossatlas.landscape.checkpoints import Stopped
-from lossatlas.specs import Slurm
 from lossatlas.sweep import slurm as slurm_commands
-from lossatlas.sweep.remaining import remaining
-from lossatlas.sweep.run import saved_plan
 from lossatlas.sweep.slurm import NotNow
-from lossatlas.sweep.slurm_driver import SlurmEngine, Work
 from lossatlas.sweep.slurm_files import attempts
-from lossatlas.sweep.store import Store
+from slurm_bench import INTERVAL, Background, Bench, bench_made, env, finished_run, until  # noqa: F401  # fixtures
 from slurm_cluster import Cluster, obstacle
 from slurm_conf import Shape
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle() or "")
-INTERVAL = 0.1  # s between looks at the queue
-
-# A worker that does each cell by copying its steps. `rules` says of a cell what it does before: die, or wait.
-WORKER = """#!{python}
-import json, os, pathlib, shutil, sys, time
-root, file, shard = sys.argv[5], sys.argv[7], int(sys.argv[9])
-done, table = pathlib.Path({done!r}), json.loads(pathlib.Path({table!r}).read_text())
-rules = pathlib.Path({rules!r})
-print("begins", flush=True)
-for cell in json.loads(pathlib.Path(root, file).read_text())[shard]:
-    rule = rules / "-".join(map(str, cell))
-    print("cell", cell, flush=True)
-    (rules / f"begun-{{rule.name}}").write_text(str(os.getpid()))
-    while rule.exists():
-        if rule.read_text() == "die":
-            os.kill(os.getpid(), 9)
-        time.sleep(0.02)
-    for step in table[rule.name]:
-        to = pathlib.Path(root, "store", step)
-        if not to.exists():
-            to.parent.mkdir(parents=True, exist_ok=True)
-            new = to.parent / f".new-{{os.getpid()}}"
-            shutil.copytree(done / step, new)
-            new.rename(to)
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny run, done by this machine without Slurm."""
-    folder = tmp_path_factory.mktemp("inline")
-    done = command.run(folder, "run", TINY, "--out", "run")
-    assert done.code == 0, done.err
-    return folder / "run"
-
-
-class Bench:
-    """A run folder whose jobs copy from one that is done, and the engine on it."""
-
-    def __init__(self, folder: Path, finished: Path) -> None:
-        self.root = folder / "run"
-        self.rules = folder / "rules"
-        self.rules.mkdir()
-        self.root.mkdir()
-        for name in ("spec.json", "plan.json"):
-            shutil.copy(finished / name, self.root / name)
-        self.plan, self.seconds = saved_plan(self.root).plan, saved_plan(self.root).seconds
-        self.store = Store(self.root / "store")
-        table = {
-            "-".join(map(str, cell.cell)): [f"{s.name}/{s.key[:2]}/{s.key}" for s in cell.steps]
-            for cell in self.plan
-        }
-        (folder / "table.json").write_text(json.dumps(table))
-        worker = folder / "worker"
-        places = {"done": str(finished / "store"), "table": str(folder / "table.json"), "rules": str(self.rules)}
-        worker.write_text(WORKER.format(python=sys.executable, **places))
-        worker.chmod(0o755)
-        self.settings: dict[str, Any] = {"python": str(worker), "shard_minutes": 1e-6}
-        self.said: list[str] = []
-
-    def engine(self, **settings: Any) -> SlurmEngine:
-        work = Work(self.root, self.plan, self.store, self.seconds, Slurm(**self.settings | settings), "cpu")
-        return SlurmEngine(work, say=self.said.append, interval=INTERVAL)
-
-    def run(self, **settings: Any) -> SlurmEngine:
-        engine = self.engine(**settings)
-        engine.run()
-        return engine
-
-    def rule(self, cell: str, text: str) -> Path:
-        path = self.rules / cell
-        path.write_text(text)
-        return path
-
-    def begun(self, cell: str) -> bool:
-        return (self.rules / f"begun-{cell}").exists()
-
-    def missing(self) -> int:
-        return remaining(self.plan, self.store, self.seconds).steps
-
-
-class Background:
-    """An engine at work in a thread."""
-
-    def __init__(self, engine: SlurmEngine) -> None:
-        self.error: BaseException | None = None
-
-        def run() -> None:
-            try:
-                engine.run()
-            except BaseException as error:
-                self.error = error
-
-        self._thread = threading.Thread(target=run)
-        self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-
-@pytest.fixture
-def bench(slurm: Cluster, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
-    bench = Bench(tmp_path, finished)
-    yield bench
-    for rule in bench.rules.glob("[0-9]*"):
-        rule.unlink()
-
-
-def env(cluster: Cluster) -> dict[str, str]:
-    """What a command needs to speak to the cluster, often."""
-    return {"SLURM_CONF": cluster.env["SLURM_CONF"], "LOSSATLAS_SLURM_POLL": "0.2"}
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.02)
 
 
 def assert_equal(run: Path, finished: Path) -> None:
@@ -290,6 +163,7 @@ def test_cancel_ends_the_jobs_and_their_driver(bench: Bench, slurm: Cluster) -> 
     assert re.search(r"^[1-4] jobs were cancelled", done.out)
     engine.join()
     assert isinstance(engine.error, Stopped)
+    assert not list((bench.root / "slurm" / "001").glob("cancelled*"))
     until(lambda: {job.id for job in slurm.jobs()} == {f"{other}_0", f"{other}_1"})
     wait.unlink()
     bench.run()
@@ -321,10 +195,10 @@ def test_what_slurm_refuses_is_said_in_its_words(bench: Bench) -> None:
 def test_a_silent_controller_is_no_empty_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real, silent = slurm_commands._output, iter([False, False, True, True, True])
 
-    def flaky(*words: str) -> str:
+    def flaky(*words: str, **options: Any) -> str:
         if words[0] == "squeue" and next(silent, False):
             raise NotNow("Unable to contact slurm controller (connect failure)")
-        return real(*words)
+        return real(*words, **options)
 
     monkeypatch.setattr(slurm_commands, "_output", flaky)
     wait = bench.rule("2-16", "wait")

@@ -16,7 +16,15 @@ from lossatlas.specs import Slurm
 from lossatlas.specs.slurm import seconds_of
 from lossatlas.sweep.engine import Engine, chosen, remember
 from lossatlas.sweep.plan import Plan
-from lossatlas.sweep.slurm_files import attempts, batch_script, deal, numbers, read_shards, write_attempt
+from lossatlas.sweep.slurm_files import (
+    attempts,
+    batch_script,
+    deal,
+    numbers,
+    places_of,
+    read_shards,
+    write_attempt,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +35,49 @@ def _no_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spec(slurm: dict[str, Any] | None = None) -> specs.Spec:
     return specs.read(TINY, {f"slurm.{key}": value for key, value in (slurm or {}).items()})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(
+            "--array=0-3",
+            "--arr 0-3",
+            "-a0-3",
+            "-Ha0-3",
+            "--job-n=x",
+            "--parsable",
+            "--pars",
+            "-o x",
+            "--wait",
+            "-W",
+        ),
+        *("--test-only", "--test", "--clusters=b", "--cluster=b", "-M b", "-Mb", "--help", "-V", "--uid=5"),
+        *("--exclude=n1 --array=0-3", "--comment='a b' -D /tmp"),
+    ],
+)
+def test_options_that_would_hide_the_jobs_are_refused(option: str) -> None:
+    with pytest.raises(SpecError, match=r"--[a-z-]+ is refused: (lossatlas|with it)"):
+        spec({"sbatch": [option]})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--exclude=n1", "-x n1", "--constraint=a100 --hint=nomultithread", "-Hx n1", "--comment='-a b'", "-N1"),
+        *("--cluster-constraint=x", "--verbose", "--wait-all-nodes=1", "--export=ALL,A=1", "--nice=-5"),
+    ],
+)
+def test_other_options_are_passed_on(option: str) -> None:
+    assert spec({"sbatch": option}).slurm.sbatch == (option,)  # one needs no list
+
+
+@pytest.mark.parametrize("own", ["--exclude=n7", "-x n7", "-xn7", "--exclude n7"])
+def test_nodes_to_be_left_out_are_added_to_those_that_are(own: str) -> None:
+    settings = Slurm(sbatch=("--hint=compute_bound", own))
+    assert settings.without([]) == settings
+    assert settings.without(["n1", "n2"]).sbatch == ("--hint=compute_bound", own, "--exclude=n7,n1,n2")
+    assert Slurm().without(["n1"]).sbatch == ("--exclude=n1",)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +112,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert "slurm.per_task: 0 was given" in lines
     assert "slurm.shard_minutes: 90 was given" in lines
     assert 'slurm.sbatch.0: "exclude=n1" was given; allowed is an option of sbatch in one line' in lines
-    assert 'slurm.sbatch.1: "--array=0-3" was given; lossatlas sets --array itself' in lines
-    assert "lossatlas sets --output itself" in lines
+    assert 'slurm.sbatch.1: "--array=0-3" was given; --array is refused: lossatlas sets it itself' in lines
+    assert "--output is refused: lossatlas sets it itself" in lines
     assert "slurm.sbatch.3" in lines
     assert "slurm.gress: unknown key" in lines
     assert "Did you mean gres?" in lines
@@ -198,8 +249,8 @@ def test_a_percent_sign_in_the_path_is_no_pattern(tmp_path: Path) -> None:
 
 def test_shards_name_cells_by_their_values_so_that_a_plan_may_grow(tmp_path: Path) -> None:
     attempt = write_attempt(tmp_path, [[(2, 16), (4, 64)]], Slurm(), "auto", [1.0])
-    assert numbers(attempt.shards()[0], [(2, 16), (3, 16), (4, 64)]) == [0, 2]
-    assert numbers(attempt.shards()[0], [(4, 64.0)]) == [0]
+    assert numbers(attempt.shards()[0], places_of([(2, 16), (3, 16), (4, 64)])) == [0, 2]
+    assert numbers(attempt.shards()[0], places_of([(4, 64.0)])) == [0]
     (attempt.folder / "shards.json").write_text("[[[2,")
     with pytest.raises(FileError, match=r"shards\.json cannot be read \(it is damaged"):
         read_shards(attempt.folder / "shards.json")
@@ -212,6 +263,7 @@ def test_a_folder_goes_on_with_its_engine(tmp_path: Path) -> None:
     remember(tmp_path, chosen(tmp_path, {"name": "slurm", "device": "cpu", "slurm": {"gres": "gpu:1", "time": 5}}))
     found = chosen(tmp_path, {"name": None, "slurm": {"time": 9}})
     assert found == Engine("slurm", device="cpu", slurm={"gres": "gpu:1", "time": 9})
+    assert chosen(tmp_path, {"name": None, "slurm": {"gres": ""}}).slurm == {"time": 5}
     assert chosen(tmp_path, {"name": "inline"}) == Engine()
     assert chosen(tmp_path, {"name": "processes", "workers": 3}) == Engine("processes", workers=3)
     with pytest.raises(UserError, match=r"--engine 'slrum' is unknown\. Allowed are inline, processes, slurm"):

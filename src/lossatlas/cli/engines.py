@@ -11,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import typer
 
-from lossatlas.cli.output import Terminated, note, size
+from lossatlas.cli.output import LEFT, Terminated, note, size
 from lossatlas.cli.progress import STOPPING, RunProgress
 from lossatlas.cli.running import (
     Prepared,
@@ -33,7 +34,8 @@ from lossatlas.sweep.journal import Journal
 from lossatlas.sweep.local import LocalEngine, Slot, slots, visible_gpus
 from lossatlas.sweep.plan import Step
 from lossatlas.sweep.remaining import longest_first
-from lossatlas.sweep.slurm_driver import SlurmEngine, Work
+from lossatlas.sweep.slurm_driver import SlurmEngine
+from lossatlas.sweep.slurm_tasks import Work
 from lossatlas.sweep.worker import Worker, note_given_up
 
 PASSES = 3  # over what is missing: a damaged step is only found when it is read
@@ -50,16 +52,26 @@ def run(spec: Spec, out: Path, store: Path | None, engine: Engine) -> dict[str, 
         failures = work(prepared, engine)
         tree = collected(prepared, failures)
         prepared = prepared.again()
-        if prepared.left.steps <= len(failures):
+        lacking = _lacking(prepared)
+        failures = {key: reason for key, reason in failures.items() if key in lacking}
+        missing = len(lacking) - len(failures)
+        if not missing:
             break
-        note(f"{prepared.left.steps - len(failures)} steps are missing or damaged; they are made again.")
+        note(f"{missing} steps are missing or damaged; they are made again.")
     finish(prepared, tree)
-    if prepared.left.steps > len(failures):
+    if missing:
         raise UserError(
-            f"{prepared.left.steps - len(failures)} steps are missing after {PASSES} passes: something damages "
+            f"{missing} steps are missing after {PASSES} passes: something damages "
             f"what is written to {prepared.opened.store.root}. `lossatlas verify {out}` names what is damaged now."
         )
     return failures
+
+
+def _lacking(run: Prepared) -> set[str]:
+    """The keys of the steps that the store lacks."""
+    store, plan = run.opened.store, run.plan
+    steps = (step for index in run.left.cells for step in plan.steps(plan.cells[index]))
+    return {step.key for step in steps if not store.has(step.name, step.key)}
 
 
 def write_only(spec: Spec, out: Path, store: Path | None, engine: Engine) -> list[Path]:
@@ -78,7 +90,7 @@ def _inline(run: Prepared, engine: Engine) -> dict[str, str]:
     remember(run.opened.root, engine)
     announce(run, f"one {device.type} process", 1)
     stop = StopFlag()
-    with RunProgress(run.predicted.of(run.plan), run.left) as progress, _stopping(stop, run.opened.root):
+    with RunProgress(run.predicted.of(run.plan), run.left) as progress, stopping(stop, run.opened.root):
         told = _Noted(run.opened.root, progress)
         worker = Worker(run.opened.store, run.raw, run.plan.spec.weights, run.opened.failed, told, device, stop)
         try:
@@ -131,7 +143,11 @@ def _slurm(run: Prepared, engine: Engine) -> dict[str, str]:
     words = f"The jobs go on. `lossatlas run {root}` comes back to them, `lossatlas cancel {root}` ends them."
     with RunProgress(run.predicted.of(run.plan), run.left) as progress, _saying_how_to_go_on(words):
         driver = SlurmEngine(work, progress.looked, note, float(os.environ.get("LOSSATLAS_SLURM_POLL", 2.0)))
-        driver.run()
+        try:
+            driver.run()
+        except Stopped:
+            note(f"The jobs of this run were cancelled. What is finished is kept; `lossatlas run {root}` goes on.")
+            raise typer.Exit(LEFT) from None
     given_up = note_given_up(run.opened.failed, run.plan, run.opened.store, driver.given_up)
     return {**driver.failures, **given_up}
 
@@ -166,7 +182,7 @@ def places(engine: Engine, device: torch.device) -> list[Slot]:
 
 
 @contextmanager
-def _stopping(stop: StopFlag, folder: Path) -> Iterator[None]:
+def stopping(stop: StopFlag, folder: Path) -> Iterator[None]:
     """Within it, the first SIGINT or SIGTERM asks for a stop at the next good place, the second leaves at once."""
     got: list[int] = []
 

@@ -24,7 +24,7 @@ from lossatlas.sweep.local import LocalEngine
 from lossatlas.sweep.plan import Plan, Step
 from lossatlas.sweep.remaining import longest_first
 from lossatlas.sweep.run import open_folder, saved_plan
-from lossatlas.sweep.slurm_files import numbers, read_shards
+from lossatlas.sweep.slurm_files import numbers, places_of, read_shards
 from lossatlas.sweep.worker import Worker, note_given_up
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -77,7 +77,7 @@ def dealt(folder: Path, file: Path, number: int) -> list[int]:
     shards = read_shards(folder / file)
     if number >= len(shards):
         raise UserError(f"--shard {number} is not in {file}. Allowed are 0 to {len(shards) - 1}.")
-    return numbers(shards[number], saved_plan(folder).plan.cells)
+    return numbers(shards[number], places_of(saved_plan(folder).plan.cells))
 
 
 def shared(folder: Path, device: str, name: str, cells: Sequence[int], workers: int) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+import shlex
+from collections.abc import Collection
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -11,7 +13,14 @@ from lossatlas.settings import Count, Settings
 
 # What the launcher writes itself and relies on.
 RESERVED = ("array", "chdir", "error", "job-name", "open-mode", "output", "parsable", "signal", "wait", "wrap")
-SHORT = {"a": "array", "D": "chdir", "e": "error", "J": "job-name", "o": "output", "W": "wait"}
+# What would have jobs submitted elsewhere, or none.
+REFUSED = dict.fromkeys(RESERVED, "lossatlas sets it itself")
+REFUSED |= dict.fromkeys(("help", "test-only", "usage", "version"), "with it Slurm takes no job")
+REFUSED |= {"clusters": "lossatlas looks at the queue of the cluster that it runs on; run it on the other one"}
+REFUSED |= {"uid": "lossatlas looks for jobs of the user who runs it"}
+SHORT = {"a": "array", "D": "chdir", "e": "error", "h": "help", "J": "job-name", "M": "clusters", "o": "output"}
+SHORT |= {"V": "version", "W": "wait"}
+FLAGS = "HIkOQsv"  # short options without a value, behind which others may stand
 BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -36,12 +45,24 @@ def _memory(text: str) -> str:
 
 
 def _option(text: str) -> str:
-    found = re.match(r"--([a-zA-Z-]+)|-([a-zA-Z])", text)
-    if not found or not text.isprintable():
+    if not re.match(r"--?[a-zA-Z]", text) or not text.isprintable():
         raise ValueError("allowed is an option of sbatch in one line, such as --exclude=node7")
-    if (name := found[1] or SHORT.get(found[2])) in RESERVED:
-        raise ValueError(f"lossatlas sets --{name} itself; leave it out")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"a quote is open: {error}") from error
+    for word in words:
+        for name in _named(word):
+            raise ValueError(f"--{name} is refused: {REFUSED[name]}. Leave it out")
     return text
+
+
+def _named(word: str) -> list[str]:
+    """Those of the refused options that a word of a command line may mean; sbatch takes abbreviations."""
+    if found := re.match(r"--([a-zA-Z][\w-]*)", word):
+        return [name for name in REFUSED if name.startswith(found[1])]
+    found = re.match(rf"-([{FLAGS}]*)([a-zA-Z])", word)
+    return [SHORT[letter] for letter in (found[1] + found[2] if found else "") if letter in SHORT]
 
 
 def seconds_of(time: str) -> int:
@@ -65,6 +86,12 @@ Memory = Annotated[str, BeforeValidator(_text), AfterValidator(_memory)]
 Option = Annotated[str, AfterValidator(_option)]
 
 
+def _several(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Slurm(Settings):
     """What a job asks for, and how much work it is given; what is not given is left to the site's defaults."""
 
@@ -77,11 +104,20 @@ class Slurm(Settings):
     cpus: Count | None = None  # of one task; None: one a worker
     per_task: Count = 1  # workers that share a task and its GPUs
     throttle: Count | None = None  # tasks of an array that run at once
-    sbatch: tuple[Option, ...] = ()  # further options, each as on the command line
+    # further options, each as on the command line; one may be given without a list
+    sbatch: Annotated[tuple[Option, ...], BeforeValidator(_several)] = ()
     setup: str = ""  # lines of shell before the worker: modules, an environment
     python: Word | None = None  # the interpreter there; None: that of the driver
     shard_minutes: float = Field(default=30.0, gt=0, le=60)  # of predicted work in a task; below 10 start-up shows
     max_shards: Count = 1000  # tasks in the queue at once
+
+    def without(self, nodes: Collection[str]) -> Self:
+        """The same without these nodes and those that `sbatch` leaves out, of which the last --exclude counts."""
+        if not nodes:
+            return self
+        found = [re.match(r"(?:--exclude[= ]|-x ?)(\S+)", option) for option in self.sbatch]
+        own = [match[1] for match in found if match][-1:]
+        return self.model_copy(update={"sbatch": (*self.sbatch, f"--exclude={','.join([*own, *nodes])}")})
 
     @property
     def limit(self) -> int | None:

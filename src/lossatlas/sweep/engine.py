@@ -31,8 +31,8 @@ class Engine:
 def chosen(root: Path, given: Mapping[str, Any]) -> Engine:
     """The engine with the options that are `given` (not None), the others as the folder was last worked on.
 
-    Another engine than then begins with the default options. Raises UserError for options that do not go together,
-    FileError if what the folder says is needed and damaged.
+    Another engine than then begins with the default options; a Slurm setting that is given as empty is forgotten.
+    Raises UserError for options that do not go together, FileError if what the folder says is needed and damaged.
     """
     said = {name: value for name, value in given.items() if value not in (None, {})}
     name = said.get("name")
@@ -49,7 +49,8 @@ def chosen(root: Path, given: Mapping[str, Any]) -> Engine:
     if name is not None and name != before.name:
         before = Engine()
     if "slurm" in said:
-        said["slurm"] = {**before.slurm, **said["slurm"]}
+        merged = {**before.slurm, **said["slurm"]}
+        said["slurm"] = {key: value for key, value in merged.items() if value != ""}
     engine = dataclasses.replace(before, **said)
     if engine.slurm and engine.name != "slurm":
         raise UserError(

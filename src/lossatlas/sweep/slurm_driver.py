@@ -6,57 +6,32 @@ another goes on. A task may end in any way; what counts is which cells lack a st
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lossatlas.errors import UserError
+from lossatlas.errors import FileError, UserError
 from lossatlas.landscape.checkpoints import Stopped
-from lossatlas.specs import Slurm
 from lossatlas.sweep import slurm
-from lossatlas.sweep.local import ATTEMPTS, tail
-from lossatlas.sweep.plan import Plan, Step
+from lossatlas.sweep.local import ATTEMPTS
 from lossatlas.sweep.remaining import Remaining, remaining
 from lossatlas.sweep.slurm import Full, Limits, NotNow, Task
-from lossatlas.sweep.slurm_files import LARGEST_ARRAY, Attempt, attempts, deal, job_name, numbers, write_attempt
-from lossatlas.sweep.store import Store
+from lossatlas.sweep.slurm_files import (
+    LARGEST_ARRAY,
+    Attempt,
+    Key,
+    cancelled,
+    deal,
+    numbers,
+    places_of,
+    write_attempt,
+)
+from lossatlas.sweep.slurm_tasks import State, Steps, Tasks, Work
 
 SLOWEST = 15  # times the first interval between two looks at the queue: they become rarer while nothing changes
 GRACE = 5  # times that interval: how long files of a task that has left may take to be seen through a network
 SHARE = 10  # at least so many times longer than a look takes is the time until the next
+LONGEST = 120.0  # s between two looks, however long one takes
 ROOM = 0.25  # of the tasks allowed in the queue: as long as fewer have left, the rest of a large plan waits
-
-Key = tuple[int, int]  # of a task: the number of its attempt and its own in the array
-Steps = dict[int, list[Step]]  # missing steps by cell
-State = dict[int, tuple[tuple[str, int], ...]]  # by cell: missing steps, each with the time of its checkpoint
-
-
-@dataclass
-class _Watched:
-    """A task that is, or was, in the queue."""
-
-    cells: list[int]
-    before: State
-    log: Path
-    left: float | None = None  # when it was first missed in the queue
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done, and where."""
-
-    root: Path  # of the run, absolute
-    plan: Plan
-    store: Store
-    seconds: NDArray[np.float64]  # (cells, kinds), as in `cost.Estimate`
-    settings: Slurm
-    device: str
 
 
 class SlurmEngine:
@@ -73,27 +48,34 @@ class SlurmEngine:
         interval: float = 2.0,
     ) -> None:
         self._work, self._hear, self._say, self._interval = work, hear, say, interval
-        self._watched: dict[Key, _Watched] = {}
-        self._tries: Counter[int] = Counter()  # of cells, since they last came on
-        self._idle = 0  # rounds in a row in which tasks have left and nothing had come on
-        self._moved = False  # whether anything has come on since this driver began
-        self._last = ""  # what the last of them has left in its log
+        self._places = places_of(work.plan.cells)
+        self._tasks = Tasks(work, GRACE * interval)
         self._limits = Limits()
-        self._notes = set(_notes(work.root))  # of failures, that are told already
+        self._room: int | None = None  # how many jobs of this user the queue takes, once it has refused some
+        self._cancels = cancelled(work.root).times
+        self._said: set[str] = set()  # what is said once
         self._silent = False  # the controller, at the last look
-        self.given_up: dict[int, str] = {}  # cells, and why
-        self.failures: dict[str, str] = {}  # keys of steps that raised, and why
+
+    @property
+    def given_up(self) -> Mapping[int, str]:
+        """The cells that were given up, and why."""
+        return self._tasks.given_up
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The keys of steps that have raised and that the store lacks, and why."""
+        return self._tasks.failures.reasons
 
     def run(self) -> None:
         """Return when all is done, failed or given up.
 
-        Raises UserError when Slurm refuses the jobs or they end without doing anything, Stopped when they are
-        cancelled by `cancel`. Tasks stay in the queue whatever ends it.
+        Raises UserError when Slurm refuses the jobs or none of them begins, Stopped when they are cancelled by
+        `cancel`. Tasks stay in the queue whatever ends it.
         """
         self._limits = slurm.limits()
         wait = self._interval
         while True:
-            began, known = time.monotonic(), len(self._watched)
+            began, known = time.monotonic(), self._known()
             try:
                 if self._round():
                     return
@@ -102,139 +84,132 @@ class SlurmEngine:
                 if not self._silent:
                     self._say(f"Slurm does not answer ({error}); waiting for it.")
                 self._silent = True
-            changed = len(self._watched) != known
-            wait = self._interval if changed else min(1.5 * wait, SLOWEST * self._interval)
-            time.sleep(max(wait, SHARE * (time.monotonic() - began)))
+            wait = self._interval if self._known() != known else min(1.5 * wait, SLOWEST * self._interval)
+            time.sleep(max(wait, min(LONGEST, SHARE * (time.monotonic() - began))))
 
     def write(self) -> list[Attempt]:
         """Write the attempts for all that is missing and not in the queue, and submit none."""
         self._limits = slurm.limits()
         try:
-            self._adopt(slurm.by_name(slurm.queue()))
+            self._adopt(_in_queue(slurm.of_run(self._work.root, slurm.queue())))
         except NotNow:
             self._say("Slurm's queue is not known here: what it may hold already is written once more.")
         left = remaining(self._work.plan, self._work.store, self._work.seconds)
-        shards, seconds = self._dealt(_missing(self._work, [c for c in left.cells if c not in self._busy()]))
+        busy = self._tasks.busy
+        shards, seconds = self._dealt(self._work.missing(cell for cell in left.cells if cell not in busy))
         return [self._written(part, seconds) for part in self._arrays(shards)]
 
     def _round(self) -> bool:
         """Look at the queue and the store, and submit what is missing; returns whether nothing is left to do."""
-        work = self._work
-        found = slurm.by_name(slurm.queue())
-        self._adopt(found)
-        if any(Attempt(work.root, number).cancelled for number in {number for number, _ in self._watched}):
-            raise Stopped
+        work, tasks = self._work, self._tasks
+        self._heed_cancel()
+        jobs = slurm.queue()
+        found = slurm.of_run(work.root, jobs)
+        queued = _in_queue(found)
+        self._adopt(queued)
         left = remaining(work.plan, work.store, work.seconds)
-        self._hear(left, [found[key] for key in self._names() if key in found])
-        self._note_failures()
-        self._bury(found.keys(), left)
-        undone = [cell for cell in left.cells if cell not in self.given_up]
-        if self.failures:
-            undone = [cell for cell, steps in _missing(work, undone).items() if not self._failed(steps)]
-        busy = self._busy()
+        self._hear(left, [queued[key] for key in tasks.watched if key in queued])
+        tasks.look(found, left.cells)
+        undone = self._undone(left)
+        busy = tasks.busy
         todo = [cell for cell in undone if cell not in busy]
-        if self._idle >= ATTEMPTS and (todo or (len(self._tries) > 1 and not self._moved)):
-            raise UserError(f"{ATTEMPTS} times jobs have left the queue with nothing done. {self._last}")
-        if todo:
-            self._submit(_missing(work, todo), len(found))
+        if todo and tasks.stillborn >= ATTEMPTS:
+            self._none_begins(todo, bool(queued))
+        elif todo:
+            self._submit(work.missing(todo), len(queued), sum(not job.ended for job in jobs))
         return not undone
 
-    def _adopt(self, found: Mapping[tuple[str, int], Task]) -> None:
-        """Watch what another driver, or a user, has submitted, and what this one does not know to be accepted."""
-        unknown = found.keys() - self._names().keys()
-        tasks: dict[Key, Task] = {}
-        for attempt in attempts(self._work.root):
-            indices = [index for name, index in unknown if name == attempt.name]
-            if indices and not attempt.cancelled:
-                tasks |= {(attempt.number, index): found[attempt.name, index] for index in indices}
-        shards = {number: Attempt(self._work.root, number).shards() for number in {number for number, _ in tasks}}
-        cells = {
-            key: numbers(shards[key[0]][key[1]], self._work.plan.cells)
-            for key in tasks
-            if key[1] < len(shards[key[0]])
-        }
-        state = _state(
-            _missing(self._work, {cell for shard in cells.values() for cell in shard}), self._work.store
-        )
-        for key, shard in cells.items():
-            self._watch(key, shard, state, tasks[key].id)
+    def _undone(self, left: Remaining) -> list[int]:
+        """The cells that lack a step and are neither failed nor given up."""
+        cells = [cell for cell in left.cells if cell not in self.given_up]
+        if not self.failures:
+            return cells
+        return [
+            cell for cell, steps in self._work.missing(cells).items() if not self._tasks.failures.all_of(steps)
+        ]
 
-    def _watch(self, key: Key, cells: list[int], state: State, task: str) -> None:
-        before = {cell: state[cell] for cell in cells if cell in state}
-        self._watched[key] = _Watched(cells, before, self._work.root / "logs" / f"slurm-{task}.log")
+    def _none_begins(self, todo: Sequence[int], queued: bool) -> None:
+        """What to do when tasks have ended before they began, three times in a row: wait for those in the queue.
 
-    def _names(self) -> dict[tuple[str, int], Key]:
-        """The tasks watched, by what they are called in the queue."""
-        return {(job_name(self._work.root, number), index): (number, index) for number, index in self._watched}
-
-    def _busy(self) -> set[int]:
-        return {cell for watched in self._watched.values() for cell in watched.cells}
-
-    def _bury(self, found: Collection[tuple[str, int]], left: Remaining) -> None:
-        """Draw the conclusions from tasks that have left the queue long enough ago, or have done all they had."""
-        lacking, now = set(left.cells), time.monotonic()
-        gone = []
-        for name, key in self._names().items():
-            watched = self._watched[key]
-            watched.left = None if name in found else watched.left or now
-            if watched.left and (
-                now - watched.left >= GRACE * self._interval or lacking.isdisjoint(watched.cells)
-            ):
-                gone.append(self._watched.pop(key))
-        if gone:
-            missing = _missing(self._work, {cell for watched in gone for cell in watched.cells})
-            state = _state(missing, self._work.store)
-            moved = [self._buried(watched, missing, state) for watched in gone]
-            self._idle = 0 if any(moved) else self._idle + 1
-            self._moved = self._moved or any(moved)
-
-    def _buried(self, watched: _Watched, missing: Steps, state: State) -> bool:
-        """Whether any of its cells has come on; a cell that it had in hand and that has not is held against it.
-
-        A task walks its cells in order: in hand were the first that lack a step for another reason than a failure.
+        When none is left there, the rest is given up. Raises UserError if no task has ever begun.
         """
-        undone = [cell for cell in watched.cells if cell in missing and not self._failed(missing[cell])]
-        how = "\n".join([f"Its job left the queue; the end of {watched.log}:", *tail(watched.log)])
-        self._last = how
-        for cell in undone[: self._work.settings.per_task]:
-            self._tries[cell] = self._tries[cell] + 1 if state[cell] == watched.before.get(cell) else 0
-            if self._tries[cell] >= ATTEMPTS:
-                self.given_up[cell] = f"given up after {ATTEMPTS} attempts without any progress. {how}"
-        return any(state.get(cell) != watched.before.get(cell) for cell in watched.cells)
+        tasks = self._tasks
+        if queued:
+            self._say_once(
+                "begin", f"Tasks end before they begin; no more are submitted until one begins. {tasks.last}"
+            )
+        elif tasks.ever_begun:
+            tasks.give_up(todo)
+        else:
+            raise UserError(f"{ATTEMPTS} times jobs have left the queue with nothing done. {tasks.last}")
 
-    def _note_failures(self) -> None:
-        """Hear of steps that raised since this driver began."""
-        for path in _notes(self._work.root) - self._notes:
-            self._notes.add(path)
-            self.failures[path.name.rsplit("-", 1)[0]] = str(json.loads(path.read_text())["reason"])
+    def _heed_cancel(self) -> None:
+        if cancelled(self._work.root).times > self._cancels:
+            raise Stopped
 
-    def _failed(self, missing: Sequence[Step]) -> bool:
-        """Whether nothing more can be had of a cell: each step that it lacks has failed, or needs one that has."""
-        for step in missing if self.failures else ():
-            needed = [key for key in (*step.inputs, *(key for _, key in step.arrays)) if key in self.failures]
-            if needed and step.key not in self.failures:
-                self.failures[step.key] = self.failures[needed[0]]
-        return all(step.key in self.failures for step in missing)
+    def _adopt(self, queued: Mapping[Key, Task]) -> None:
+        """Watch what another driver, or a user, has submitted, and what this one does not know to be accepted."""
+        ended = cancelled(self._work.root).tasks
+        unknown = {
+            key: task for key, task in queued.items() if key not in self._tasks.watched and task.id not in ended
+        }
+        shards = {number: self._shards(number) for number in {number for number, _ in unknown}}
+        cells = {key: shards[key[0]][key[1]] for key in unknown if key[1] < len(shards[key[0]])}
+        state = self._work.state(self._work.missing({cell for shard in cells.values() for cell in shard}))
+        for key, shard in cells.items():
+            self._tasks.watch(key, shard, state, unknown[key])
 
-    def _submit(self, todo: Steps, queued: int) -> None:
-        """Submit as many tasks as there is room for in the queue; the rest when more of them have left it."""
+    def _shards(self, number: int) -> list[list[int]]:
+        """The cells of each task of an attempt; none if they cannot be read, which is said."""
+        try:
+            shards = Attempt(self._work.root, number).shards()
+        except FileError as error:
+            self._say_once(f"shards {number}", f"{error} Those jobs are passed over, their cells submitted again.")
+            return []
+        return [numbers(shard, self._places) for shard in shards]
+
+    def _submit(self, todo: Steps, own: int, queued: int) -> None:
+        """Submit as many tasks as there is room for; the rest when more have left the queue.
+
+        `own`: the tasks of this run in the queue; `queued`: all jobs of this user.
+        """
         most = min(self._work.settings.max_shards, self._limits.jobs)
+        room = most - own
+        if self._room is not None:
+            most, room = min(most, self._room), min(room, self._room - queued)
         shards, seconds = self._dealt(todo)
-        room = most - queued
         if room < min(len(shards), max(1, ROOM * most)):
+            self._say_once(
+                "room",
+                f"{own} tasks of this run are in the queue, which takes {most} (max_shards, or the limits of the "
+                f"cluster); the other {len(shards)} wait until some have left it.",
+            )
             return
-        state = _state(todo, self._work.store)
+        state = self._work.state(todo)
         for part in self._arrays(shards[:room]):
-            attempt = self._written(part, seconds)
-            try:
-                array = slurm.submit(attempt, waiting=bool(queued))
-            except Full as error:
-                self._say(f"The queue takes no more ({error}); the rest waits until jobs have left it.")
-                self._limits = replace(self._limits, jobs=queued)
+            if not self._accepted(part, seconds, state, queued):
                 return
             queued += len(part)
-            for index, cells in enumerate(part):
-                self._watch((attempt.number, index), cells, state, f"{array}_{index}")
+        if self._room is not None and len(shards) > room:
+            self._room += max(1, self._room // 4)  # the limit may be higher now
+
+    def _accepted(self, part: list[list[int]], seconds: dict[int, float], state: State, queued: int) -> bool:
+        """Whether Slurm takes an array; if there are too many tasks, half as many are tried next."""
+        self._heed_cancel()
+        attempt = self._written(part, seconds)
+        try:
+            array = slurm.submit(attempt, alone=len(part) == 1 and not queued)
+        except Full as error:
+            self._room = max(1, queued + len(part) // 2)
+            self._say_once("full", f"The queue takes no more tasks ({error}); fewer are tried, the rest later.")
+            return False
+        tasks = [Task(attempt.name, array, index, "PENDING") for index in range(len(part))]
+        if cancelled(self._work.root).times > self._cancels:
+            slurm.end(self._work.root, tasks)
+            raise Stopped
+        for task, cells in zip(tasks, part, strict=True):
+            self._tasks.watch((attempt.number, task.index), cells, state, task)
+        return True
 
     def _arrays(self, shards: list[list[int]]) -> list[list[list[int]]]:
         """The shards of each array: as many as the cluster takes in one."""
@@ -249,33 +224,26 @@ class SlurmEngine:
             for cell, steps in todo.items()
         }
         # What was tried in vain comes last, so that it cannot take the others down with it again.
-        order = sorted(todo, key=lambda cell: (self._tries[cell], -seconds[cell]))
+        order = sorted(todo, key=lambda cell: (self._tasks.tries[cell], -seconds[cell]))
         return deal(order, seconds, self._work.settings), seconds
 
     def _written(self, shards: Sequence[Sequence[int]], seconds: dict[int, float]) -> Attempt:
-        work = self._work
+        work, bad = self._work, self._tasks.nodes.bad()
+        for node, how in bad.items():
+            self._say_once(f"node {node}", f"{node} is left out: tasks end there before they begin. {how}")
         cells = [[work.plan.cells[index] for index in shard] for shard in shards]
         took = [sum(seconds[index] for index in shard) for shard in shards]
-        return write_attempt(work.root, cells, work.settings, work.device, took)
+        return write_attempt(work.root, cells, work.settings.without(bad), work.device, took)
+
+    def _known(self) -> tuple[int, int | None]:
+        """What changes with every array that is accepted or refused, and every task that has left."""
+        return len(self._tasks.watched), self._room
+
+    def _say_once(self, about: str, text: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            self._say(text)
 
 
-def _missing(work: Work, cells: Iterable[int]) -> Steps:
-    """The steps that cells lack, of those that lack any."""
-    finished = {name: work.store.finished(name) for name in work.plan.counts()}
-    found = {
-        cell: [step for step in work.plan.steps(work.plan.cells[cell]) if step.key not in finished[step.name]]
-        for cell in cells
-    }
-    return {cell: steps for cell, steps in found.items() if steps}
-
-
-def _state(missing: Steps, store: Store) -> State:
-    times = store.checkpoint_times()
-    return {
-        cell: tuple((step.key, times.get((step.name, step.key), 0)) for step in steps)
-        for cell, steps in missing.items()
-    }
-
-
-def _notes(root: Path) -> set[Path]:
-    return set((root / "failed").glob("*.json"))
+def _in_queue(found: Mapping[Key, Task]) -> dict[Key, Task]:
+    return {key: task for key, task in found.items() if not task.ended}

@@ -3,7 +3,7 @@
     DIR/slurm/<attempt>/shards.json      the cells of each task, as their values on the axes
     DIR/slurm/<attempt>/job.sbatch       the array; `sbatch` takes it as it is
     DIR/slurm/<attempt>/submitted.json   its number in Slurm, once it was submitted
-    DIR/slurm/<attempt>/cancelled.json   that `lossatlas cancel` has ended it
+    DIR/slurm/cancelled.json             the tasks that `lossatlas cancel` has ended, and how often it was called
     DIR/logs/slurm-<array>_<task>.log
 
 An attempt is one array; it is known in the queue by its job name, which holds a hash of the folder's path.
@@ -11,13 +11,14 @@ An attempt is one array; it is known in the queue by its job name, which holds a
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from lossatlas.specs import Slurm
 # s before the time limit that the worker is warned; a tenth of a short one, and Slurm may be 60 s early.
 LEAD = 300
 LARGEST_ARRAY = 1000
+
+Key = tuple[int, int]  # of a task: the number of its attempt and its own in the array
 
 
 def deal(cells: Sequence[int], seconds: Mapping[int, float], settings: Slurm) -> list[list[int]]:
@@ -76,7 +79,7 @@ class Attempt:
     @property
     def name(self) -> str:
         """The name of its jobs: no other folder has the same."""
-        return job_name(self.root, self.number)
+        return f"{job_prefix(self.root)}{self.number:03d}"
 
     def shards(self) -> list[list[Cell]]:
         """The cells of its tasks; raises FileError if they cannot be read."""
@@ -90,14 +93,40 @@ class Attempt:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether `lossatlas cancel` has ended it."""
-        return (self.folder / "cancelled.json").exists()
-
     def note(self, name: str, **content: Any) -> None:
-        """Write `submitted` or `cancelled` beside the script."""
+        """Write `submitted` beside the script."""
         files.write_file(self.folder / f"{name}.json", _json(content))
+
+    def withdraw(self) -> None:
+        """Remove it: Slurm has not taken it."""
+        for path in self.folder.glob("*"):
+            files.remove(path)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What `lossatlas cancel` has done to a run."""
+
+    times: int = 0  # that it was called
+    tasks: frozenset[str] = frozenset()  # that were ended, as Slurm names them: <array>_<index>
+
+
+def cancelled(root: Path) -> Cancelled:
+    """What was cancelled of a run so far; nothing if that cannot be read."""
+    try:
+        content = json.loads((root / "slurm" / "cancelled.json").read_text(encoding="utf-8"))
+        return Cancelled(int(content["times"]), frozenset(content["tasks"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Cancelled()
+
+
+def note_cancelled(root: Path, tasks: Iterable[str], *, again: bool = False) -> None:
+    """Note tasks that are ended; `again`: that `lossatlas cancel` was called, which drivers of the run heed."""
+    before = cancelled(root)
+    now = {"times": before.times + again, "tasks": sorted({*before.tasks, *tasks})}
+    files.write_file(root / "slurm" / "cancelled.json", _json(now))
 
 
 def attempts(root: Path) -> list[Attempt]:
@@ -169,10 +198,10 @@ def batch_script(attempt: Attempt, settings: Slurm, device: str, seconds: Sequen
     return "\n".join(lines) + "\n"
 
 
-def job_name(root: Path, number: int) -> str:
-    """`lossatlas-<folder>-<hash of its path>-<attempt>`."""
+def job_prefix(root: Path) -> str:
+    """What the names of all jobs of a run folder begin with: `lossatlas-<folder>-<hash of its path>-`."""
     slug = re.sub(r"[^\w.]+", "-", root.name, flags=re.ASCII)
-    return f"lossatlas-{slug}-{text_key(str(root.resolve()))[:6]}-{number:03d}"
+    return f"lossatlas-{slug}-{text_key(str(root.resolve()))[:6]}-"
 
 
 def read_shards(path: Path) -> list[list[Cell]]:
@@ -187,10 +216,14 @@ def read_shards(path: Path) -> list[list[Cell]]:
         ) from error
 
 
-def numbers(shard: Sequence[Cell], cells: Sequence[Cell]) -> list[int]:
-    """The numbers of the cells of a shard in a plan; those that it no longer has are left out."""
-    place = {cell: index for index, cell in enumerate(cells)}
+def numbers(shard: Sequence[Cell], place: Mapping[Cell, int]) -> list[int]:
+    """The numbers of the cells of a shard in a plan, `place`; those that it no longer has are left out."""
     return [place[cell] for cell in shard if cell in place]
+
+
+def places_of(cells: Sequence[Cell]) -> dict[Cell, int]:
+    """The numbers of the cells of a plan."""
+    return {cell: index for index, cell in enumerate(cells)}
 
 
 def _quoted(path: str) -> str:

@@ -113,6 +113,27 @@ def test_notes_of_the_dead_are_not_believed_and_taken_away(tmp_path: Path) -> No
     tidy(tmp_path / "nowhere")
 
 
+def test_notes_of_other_hosts_go_when_they_are_a_day_old(tmp_path: Path) -> None:
+    Journal(tmp_path, "mine").begins(TRAIN)
+    mine = note_of(tmp_path)
+    note = json.loads(mine.read_text())
+    young, old, broken = (mine.with_name(f"{name}.json") for name in ("young", "old", "broken"))
+    written = mine.with_name(f"{files.TEMPORARY}x-another-1-0")
+    for path in (young, old, broken, written):
+        path.write_text(json.dumps({**note, "host": "another"}) if path != broken else "{")
+    for path, age in ((young, 0.9), (old, 1.1), (broken, 1.1), (written, 1.1)):
+        os.utime(path, (time.time() - age * journal.STALE,) * 2)
+    assert len(running(tmp_path)) == 3  # who only looks believes them
+    tidy(tmp_path)
+    assert set((tmp_path / "running").iterdir()) == {mine, young}
+    # A living worker that was silent for so long is seen again with its next step.
+    os.utime(mine, (time.time() - 2 * journal.STALE,) * 2)
+    tidy(tmp_path)
+    assert set((tmp_path / "running").iterdir()) == {young}
+    Journal(tmp_path, "mine").begins(CKA)
+    assert mine.exists()
+
+
 def test_neither_a_note_nor_a_log_is_worth_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "running").write_text("a file, not a folder")
     told = Journal(tmp_path, "")

@@ -51,9 +51,13 @@ def test_models_of_the_usual_width_have_their_parameters(name: str, count: int) 
     assert counted(name, width=64) == count
 
 
-def test_narrow_resnets_have_the_parameters_of_the_paper() -> None:
+def test_models_for_cifar_10_have_the_parameters_that_are_known_of_them() -> None:
+    assert counted("resnet18", width=64) == 11_173_962
     assert counted("resnet18", width=8) == 176_402
     assert counted("resnet18", width=1) == 2_991
+    assert counted("resnet32") == 464_154
+    assert counted("resnet32", shortcut="projection") == 466_906
+    assert counted("mlp", width=128) == 394_634
 
 
 def chain(channels: Sequence[int], sides: Sequence[int]) -> int:

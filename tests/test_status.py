@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lossatlas.sweep.remaining import remaining
 from lossatlas.sweep.run import open_folder, write_plan
 from lossatlas.sweep.status import SILENT, Observer
 from lossatlas.sweep.store import Record, Store
+from lossatlas.sweep.worker import note_failure
 
 PREDICTED = 2.0  # s a step
 
@@ -56,6 +58,14 @@ class Folder:
         (self.root / "running").mkdir(exist_ok=True)
         (self.root / "running" / f"{name}.json").write_text(json.dumps(note))
         return note
+
+    def fail(self, steps: Sequence[Step], ago: float = 0.0) -> None:
+        """Notes of failures as a worker leaves them, so many seconds before the run was last started."""
+        for step in steps:
+            note_failure(self.root / "failed", step, "out of luck")
+            for path in (self.root / "failed").glob(f"{step.key}-*.json"):
+                started = (self.root / "plan.json").stat().st_mtime_ns
+                os.utime(path, ns=(started - round(ago * 1e9),) * 2)
 
 
 @pytest.fixture
@@ -144,6 +154,8 @@ def test_workers_at_work_are_told_from_the_silent_and_the_dead(folder: Folder) -
     folder.tell("quiet", at=time.time() - SILENT - 60)
     folder.tell("dead", host=here, pid=dead.pid)
     (folder.root / "running" / "damaged.json").write_text('{"host": "elsewhere"}')
+    folder.tell("broken", at=float("nan"))
+    folder.tell("wrong", since="yesterday")
     (folder.root / "running" / "cut.json").write_text('{"ho')
     found = Observer(folder.root).look()
     assert [note["worker"] for note in found.at_work] == ["ahead", "elsewhere", "here"]
@@ -171,6 +183,48 @@ def test_what_failed_is_told_until_it_is_done(folder: Folder) -> None:
         "reason": "reason 10",
         "attempts": 3,
     }
+
+
+def test_a_run_is_over_when_what_is_missing_has_failed_and_nobody_works(folder: Folder) -> None:
+    def is_over() -> bool:
+        return Observer(folder.root).look().is_over
+
+    first, *others = folder.steps("train")
+    needing = [step for step in folder.steps() if first.key in step.inputs]
+    assert len(needing) > 3
+    folder.do([step for step in folder.steps() if step != first and step not in needing])
+    assert not is_over()  # nothing has begun yet: no worker is at work, and no failure
+    folder.fail([first], ago=60)
+    assert not is_over()  # it failed before the last start
+    folder.fail([first])
+    assert is_over()
+    folder.tell("elsewhere")
+    assert not is_over()
+    folder.tell("elsewhere", at=time.time() - 2 * SILENT)
+    assert is_over()
+    shutil.rmtree(folder.store.folder("train", others[0].key))
+    assert not is_over()  # this one nobody has tried
+    folder.fail(others[:1])
+    assert is_over()
+
+
+def test_what_fails_after_a_step_that_is_done_is_lost_alone(folder: Folder) -> None:
+    missing = folder.steps("hessian")[:1]
+    folder.do([step for step in folder.steps() if step not in missing])
+    folder.fail(folder.steps("train")[:1])  # done since
+    assert not Observer(folder.root).look().is_over
+    folder.fail(missing)
+    assert Observer(folder.root).look().is_over
+
+
+def test_a_step_is_lost_with_the_arrays_that_it_takes(folder: Folder) -> None:
+    (curve, *_), (after, *_) = folder.steps("curve"), [s for s in folder.steps() if s.arrays]
+    assert (curve.name, curve.key) in after.arrays
+    folder.do([step for step in folder.steps() if step not in (curve, after)])
+    folder.fail([curve])
+    assert Observer(folder.root).look().is_over
+    folder.do([curve])
+    assert not Observer(folder.root).look().is_over
 
 
 def test_damaged_steps_are_named_and_left(folder: Folder) -> None:
@@ -221,6 +275,23 @@ def test_the_command_tells_it_in_tables(folder: Folder, tmp_path: Path) -> None:
     assert state["damaged"][0]["seeds"] == [0]
 
 
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_what_does_not_exist_is_null_in_json(folder: Folder, tmp_path: Path) -> None:
+    names = tuple(name for name, _ in folder.plan.kinds())
+    endless = Estimate(names, np.full((4, len(names)), np.inf), 0, np.ones(4))
+    write_plan(open_folder(folder.root, None), folder.plan, endless)
+    told = command.run(tmp_path, "status", folder.root, "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out, parse_constant=refuse)
+    assert [found[name] for name in ("seconds_left", "predicted_seconds_left", "share_done")] == [None] * 3
+    plain = command.run(tmp_path, "status", folder.root)
+    assert plain.code == 0, plain.err
+    assert "0 of 48 steps done (?%), 0 of 4 cells; about an unknown time left on one process." in plain.err
+
+
 def test_watching_ends_with_the_run(folder: Folder, tmp_path: Path) -> None:
     folder.do(folder.steps()[1:])
     watching = Running(tmp_path, ["status", folder.root, "--watch"], cwd=tmp_path)
@@ -236,6 +307,25 @@ def test_watching_ends_with_the_run(folder: Folder, tmp_path: Path) -> None:
     assert told.out.splitlines()[-1] == "48 of 48 steps done (100%), 4 of 4 cells."
     lines = [json.loads(line) for line in plain.finish().out.splitlines()]
     assert [line["cells"]["done"] for line in lines] == [3, 4]
+
+
+def test_watching_ends_when_what_is_missing_has_failed(folder: Folder, tmp_path: Path) -> None:
+    last = folder.steps("ensemble")[-1]
+    folder.do([step for step in folder.steps() if step != last])
+    watching = Running(tmp_path, ["status", folder.root, "--watch"], cwd=tmp_path)
+    as_json = Running(tmp_path, ["status", folder.root, "--watch", "--json"], cwd=tmp_path)
+    for one in (watching, as_json):
+        one.wait_for(lambda one=one: "\n" in one.out)  # type: ignore[misc]
+        assert one.process.is_alive()  # nobody is at work yet
+    folder.fail([last])
+    told = watching.finish()
+    assert told.code == 1
+    assert told.out.splitlines()[-1].startswith("47 of 48 steps done")
+    assert told.err.startswith("No worker tells that it is at work; `lossatlas run ")
+    assert "Failed steps: 1. " in told.err
+    listed = as_json.finish()
+    assert listed.code == 1
+    assert [json.loads(line)["over"] for line in listed.out.splitlines()] == [False, True]
 
 
 def test_leaving_a_watch_is_no_error(folder: Folder, tmp_path: Path) -> None:

@@ -135,6 +135,77 @@ def test_a_changed_spec_is_named(copy: Path, tmp_path: Path) -> None:
     assert "the steps are not known" in told.out
 
 
+@pytest.mark.parametrize("how", ["cut short", "another version", "another number"])
+def test_what_is_said_of_a_damaged_spec_is_true(how: str, finished: Path, copy: Path, tmp_path: Path) -> None:
+    spec = copy / "spec.json"
+    text = spec.read_text()
+    spoilt = {"cut short": text[:50], "another version": text.replace("train", "drain")}
+    spec.write_text(spoilt.get(how, text.replace('"epochs": 8', '"epochs": 9')))
+    told = command.run(tmp_path, "verify", copy)
+    assert told.code == 1
+    assert f"Remove spec.json and give the spec again: `lossatlas run SPEC --out {copy}`" in told.out
+    assert "Nothing was changed, and nothing can be set aside" in told.err  # nor is it promised
+    if how != "another number":
+        refused = command.run(tmp_path, "run", copy)
+        assert refused.code == 2
+        assert f"`lossatlas run SPEC --out {copy}`" in refused.err
+    spec.unlink()
+    done = command.run(tmp_path, "run", TINY, "--out", copy)
+    assert done.code == 0, done.err
+    assert f" 0 of {STEPS} steps to do" in done.err
+    assert digest(copy) == digest(finished)
+    assert_sound(copy, tmp_path)
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+def test_files_without_check_sums_are_read_too(finished: Path, copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(first(copy, "cka/??/*"))  # something to do for a job
+    written = command.run(tmp_path, "run", copy, "--engine", "slurm", "--write-only")
+    assert written.code == 0, written.err
+    engine, jobs = copy / "engine.json", copy / "slurm" / "001"
+    assert command.run(tmp_path, "verify", copy).code == 0
+    cut(engine)
+    cut(jobs / "shards.json")
+    (jobs / "job.sbatch").write_text("")
+    picture, other, *_ = sorted((copy / "figures").iterdir())
+    cut(picture)
+    other.unlink()
+    before = contents(copy)
+    told = command.run(tmp_path, "verify", copy, "--repair")
+    assert told.code == 1
+    for part in (
+        f"the engine: {engine} is damaged (",
+        "Give --engine, and it is written anew.",
+        f"the jobs of attempt 001: The shards {jobs / 'shards.json'} cannot be read (it is damaged",
+        f"the jobs of attempt 001: {jobs / 'job.sbatch'} is missing or empty.",
+        f"the jobs of attempt 001: When none of its jobs is in the queue, remove {jobs}; ",
+        f"the figures: {picture} is damaged: it is cut short.",
+        f"the figures: {other} is missing.",
+        f"the figures: `lossatlas run {copy}` draws them again.",
+    ):
+        assert part in told.out
+    assert told.out.count("\n") == 7
+    assert "3 damaged." in told.err
+    assert contents(copy) == before
+    # What it says helps.
+    shutil.rmtree(jobs)
+    done = command.run(tmp_path, "run", copy, "--engine", "inline")
+    assert done.code == 0, done.err
+    assert digest(copy) == digest(finished)
+    assert_sound(copy, tmp_path)
+
+
+def test_missing_figures_are_named(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "figures")
+    told = command.run(tmp_path, "verify", copy)
+    assert told.code == 1
+    assert f"the figures: {copy / 'figures'} holds no figure." in told.out
+
+
 def test_a_checkpoint_is_verified_too(copy: Path, tmp_path: Path) -> None:
     step = first(copy, "train/??/*")
     shutil.rmtree(step)

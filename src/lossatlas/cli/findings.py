@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, note_rule
-from lossatlas.cli.output import guarded, note, say, table
+from lossatlas.cli.output import guarded, note, say, strict_json, table
 from lossatlas.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def findings(
     if out is not None:
         _write_tables(out, evidence.cells, labels, checked, best, descents)
         for text, cells in zip(at or [], slices, strict=True):
-            _draw_slice(out, cells, _place(text), descents)
-        _draw(out, evidence.cells, labels, descents)
+            _draw_slice(out, cells, _place(text), descents, tree)
+        _draw(out, evidence.cells, labels, descents, tree)
         note(f"written: {out}")
 
 
@@ -146,20 +146,12 @@ def _write_tables(
         "columns": [asdict(each) for each in best],
         "double_descent": [asdict(each) for each in descents],
     }
-    text = json.dumps(_without_nan(everything), indent=1, allow_nan=False)
-    files.write_file(folder / "findings.json", (text + "\n").encode())
+    files.write_file(folder / "findings.json", (strict_json(everything, indent=1) + "\n").encode())
 
 
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN: what was not measured is null."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if content != content or content in (float("inf"), float("-inf")) else content
-
-
-def _draw(folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequence[Descent]) -> None:
+def _draw(
+    folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequence[Descent], tree: xr.DataTree
+) -> None:
     """The traces against the temperature, and every slice that shows double descent."""
     import numpy as np
 
@@ -175,13 +167,21 @@ def _draw(folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequenc
             figures.save(figure, folder / name)
     for descent in descents:
         if descent.found == "yes":
-            _draw_slice(folder, columns.cut(cells, labels, descent.at), descent.at, descents)
+            _draw_slice(folder, columns.cut(cells, labels, descent.at), descent.at, descents, tree)
 
 
-def _draw_slice(folder: Path, cells: xr.Dataset, at: Place, descents: Sequence[Descent]) -> None:
+def _draw_slice(
+    folder: Path, cells: xr.Dataset, at: Place, descents: Sequence[Descent], tree: xr.DataTree
+) -> None:
+    """All metrics of a slice, and where it was searched for double descent its errors."""
     from lossatlas import figures
     from lossatlas.findings import columns
 
-    peaks = [each.peak for each in descents if each.at == at and each.found == "yes"]
-    figure = figures.column(cells, peak=peaks[0] if peaks else None, title=columns.place_title(at))
-    figures.save(figure, folder / f"slice{columns.place_suffix(at)}")
+    title, suffix = columns.place_title(at), columns.place_suffix(at)
+    searched = next((each for each in descents if each.at == at), None)
+    peak = searched.peak if searched and searched.found == "yes" else None
+    figure = figures.column(cells, peak=peak, title=title)
+    figures.save(figure, folder / f"slice{suffix}")
+    if searched and searched.found != "not measured" and "train_error" in cells:
+        noise = columns.label_noise(tree, at)
+        figures.save(figures.descent(cells, searched, label_noise=noise, title=title), folder / f"descent{suffix}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 
@@ -109,8 +111,23 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """Plain data as JSON, which has no NaN or infinity: a number that does not exist is null."""
+    return json.dumps(_existing(content), indent=indent, allow_nan=False)
+
+
+def _existing(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _existing(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_existing(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min`, `4 h 10 min`, `12 d 3 h`: two units at most."""
+    """`45 s`, `3 min`, `4 h 10 min`, `12 d 3 h`: two units at most; `an unknown time`."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     if seconds < 90:
         return f"{max(0, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +18,17 @@ from lossatlas import files, registry, results
 from lossatlas.cli.explore import draw, labelled, note_rule
 from lossatlas.cli.output import duration, note, say, size
 from lossatlas.errors import SpecError, UserError
+from lossatlas.measures.outputs import layer_problem
+from lossatlas.measures.settings import CKA
+from lossatlas.settings import canonical
 from lossatlas.specs import Spec
 from lossatlas.sweep import data_cache, journal, measured
 from lossatlas.sweep.collect import collect
-from lossatlas.sweep.cost import Estimate, estimate
+from lossatlas.sweep.cost import Estimate, estimate, example, model_of
 from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.remaining import Remaining, remaining
 from lossatlas.sweep.run import RunFolder, check_same_experiment, left_out, open_folder, write_plan
-from lossatlas.tasks import data, models
+from lossatlas.tasks import data, losses, models
 from lossatlas.tasks.data import RawData
 from lossatlas.training import fine_tuning
 
@@ -61,13 +65,14 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
     _prepare_folders(opened)
     aside = opened.store.aside()
     began = time.monotonic()
-    raw = data.load(spec.task.data.name, spec.task.data.path, spec.task.data.options)
+    raw = _loaded(spec)
     for line in raw.notes:
         note(line)
     fingerprint = raw.fingerprint()
     slow = time.monotonic() - began > SLOW_DATA
     planned = Plan(spec, fingerprint)
     _check_sizes(planned, raw.facts())
+    fine_tuning.check(spec, [planned.task(cell).model for cell in planned.cells], raw.facts())
     probed = estimate(planned, raw.facts())
     left = remaining(planned, opened.store, probed.seconds, sample=measured.MOST_MEASURED)
     found = [measured.look(opened.store, index, step) for index, step in left.sample]
@@ -75,6 +80,29 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
     predicted = replace(probed, seconds=measured.refined(planned, probed.seconds, finished))
     write_plan(opened, planned, predicted)
     return Prepared(opened, raw, slow, planned, predicted, left.taking(predicted.seconds), aside)
+
+
+_kept: dict[str, RawData] | None = None  # by the settings that the data were loaded with
+
+
+@contextmanager
+def keeping_data() -> Iterator[None]:
+    """Within it, runs on the same data load them once."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _loaded(spec: Spec) -> RawData:
+    settings = spec.task.data
+    kept = {} if _kept is None else _kept
+    key = canonical([settings.name, settings.path, settings.options])
+    if key not in kept:
+        kept[key] = data.load(settings.name, settings.path, settings.options)
+    return kept[key]
 
 
 def keep_data(run: Prepared) -> None:
@@ -192,8 +220,20 @@ def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
         if batch_size > asked:
             most = f"allowed are at most {asked}, the training samples"
             problems[f"{batch}: {batch_size} was given; {most}"] = None
+    if not problems and (problem := _layer_problem(cells, facts)):
+        problems[problem] = None
     if problems:
         raise SpecError(f"The spec {spec.name!r}", list(problems))
+
+
+def _layer_problem(plan: Plan, facts: registry.Facts) -> str:
+    """What is wrong with the layer that CKA is asked of, from a forward pass of the first cell's model."""
+    settings = dict(plan.spec.measured()).get("cka")
+    if not isinstance(settings, CKA) or settings.layer is None:
+        return ""
+    task = plan.task(plan.cells[0])
+    with torch.random.fork_rng(devices=[]):
+        return layer_problem(model_of(task.model, facts), losses.build(task.loss), example(2, facts), settings)
 
 
 def _prepare_folders(opened: RunFolder) -> None:

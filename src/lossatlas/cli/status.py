@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lossatlas.cli.output import SOME_FAILED, drawn, duration, guarded, note, say, table
+from lossatlas.cli.output import SOME_FAILED, drawn, duration, guarded, note, say, strict_json, table
 from lossatlas.cli.sweep import FolderArgument
+from lossatlas.studies.reading import is_study
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -29,18 +30,26 @@ Table = tuple[Sequence[str], list[list[str]]]
 def status(
     folder: FolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again until all is done.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Look until all is done, or has failed and nobody is at work: exit code 1."),
+    ] = False,
 ) -> None:
     """How far a run is: steps done and how they ended, what runs where, what failed and why, the time left."""
     from lossatlas.sweep.status import Observer
 
+    if is_study(str(folder)):
+        from lossatlas.cli import study_status
+
+        study_status.status(folder, as_json=as_json)
+        return
     observer = Observer(folder)
     if watch:
-        _watch(observer.look, as_json=as_json)
+        _watch(observer.look, folder, as_json=as_json)
         return
     found = observer.look()
     if as_json:
-        say(json.dumps(found.to_dict(), indent=1))
+        say(strict_json(found.to_dict(), indent=1))
         return
     for header, rows in _tables(found):
         table(header, rows)
@@ -57,50 +66,64 @@ def verify(
     from lossatlas.cli.progress import Stages
     from lossatlas.sweep.verify import Checked, verify
 
-    checked, damaged, aside = Checked(), 0, 0
+    if is_study(str(folder)):
+        from lossatlas.cli import study_status
+
+        if study_status.verify(folder, repair=repair):
+            raise typer.Exit(SOME_FAILED)
+        return
+    checked, damaged, mendable, aside = Checked(), 0, 0, 0
     with Stages() as progress:
         for damage in verify(folder, checked, progress.stage("reading cells")):
             damaged += 1
             for problem in damage.problems:
                 say(f"{damage.what}: {problem}")
+            mendable += damage.set_aside is not None
             if repair and damage.set_aside is not None:
                 damage.set_aside()
                 aside += 1
     note(f"{checked.steps} steps and {checked.checkpoints} checkpoints read, {damaged or 'nothing'} damaged.")
     if not damaged:
         return
-    if repair:
+    if aside:
         note(f"{aside} set aside in the store's damaged/; `lossatlas run {folder}` makes again what is missing.")
-    else:
+    elif mendable:
         note(
-            f"Nothing was changed. `lossatlas verify {folder} --repair` sets damaged steps aside, "
+            f"Nothing was changed. `lossatlas verify {folder} --repair` sets {mendable} of these aside, "
             f"`lossatlas run {folder}` then makes again what is missing."
         )
+    else:
+        note("Nothing was changed, and nothing can be set aside: the lines say what helps.")
     raise typer.Exit(SOME_FAILED)
 
 
-def _watch(look: Any, *, as_json: bool) -> None:
-    """Look until all is done; Ctrl-C ends it too, which is no error."""
+def _watch(look: Any, folder: Path, *, as_json: bool) -> None:
+    """Look until the run is over; Ctrl-C ends it too, which is no error."""
     if as_json or not sys.stdout.isatty():
-        _look_on(look, lambda found: say(json.dumps(found.to_dict()) if as_json else _line(found)))
-        return
-    from rich.live import Live
+        last = _look_on(look, lambda found: say(strict_json(found.to_dict()) if as_json else _line(found)))
+    else:
+        from rich.live import Live
 
-    with Live(auto_refresh=False) as live:
-        _look_on(look, lambda found: live.update(_drawn(found), refresh=True))
+        with Live(auto_refresh=False) as live:
+            last = _look_on(look, lambda found: live.update(_drawn(found), refresh=True))
+    if last is not None and last.left.steps:
+        for sentence in _sentences(last, folder)[1:]:
+            note(sentence)
+        raise typer.Exit(SOME_FAILED)
 
 
-def _look_on(look: Any, show: Any) -> None:
+def _look_on(look: Any, show: Any) -> Status | None:
+    """The state in which the run is over; None if Ctrl-C came before."""
     try:
         while True:
             began = time.monotonic()
-            found = look()
+            found: Status = look()
             show(found)
-            if not found.left.steps:
-                return
+            if found.is_over:
+                return found
             time.sleep(max(REDRAW, 9 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        return
+        return None
 
 
 def _drawn(found: Status) -> Group:
@@ -163,7 +186,7 @@ def _line(found: Status) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{int(100 * share)}%"  # rounded down: 100% is all
+    return f"{int(100 * share)}%" if math.isfinite(share) else "?%"  # rounded down: 100% is all
 
 
 def _sentences(found: Status, folder: Path) -> list[str]:

@@ -1,14 +1,17 @@
 """What a worker tells while it works: lines for its log, and a note that says what it has in hand.
 
 The note is `DIR/running/<host>-<pid>.json`; `status` reads it. It is removed when the worker leaves; one whose
-writer no longer lives is not believed, and removed by the next run. What cannot be written is left out: neither a
-log nor a note is worth a step.
+writer no longer lives is not believed, and removed by the next run. Whether a writer on another host lives cannot
+be known: such a note is believed, and the next run removes it when it is a day old. A worker that lives all the
+same writes another with its next step. What cannot be written is left out: neither a log nor a note is worth a
+step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -22,6 +25,10 @@ from lossatlas.errors import FileError
 from lossatlas.sweep.plan import Step
 
 PULSE = 10.0  # s between two notes on one step, at least
+STALE = 86_400.0  # s after which a note is removed by the next run, whoever wrote it
+
+# What a note has at least, by type.
+_TEXTS, _NUMBERS, _LISTS = ("worker", "host", "job", "step"), ("pid", "since", "at", "fraction"), ("cell", "seeds")
 
 
 class Journal:
@@ -84,23 +91,50 @@ class Journal:
 
 def running(folder: Path) -> list[dict[str, Any]]:
     """The notes of the workers of a run folder that may be at work; those known to be dead are left out."""
-    return [note for _, note, alive in _notes(folder) if alive]
+    return [note for _, note in _notes(folder) if _may_live(note)]
 
 
 def tidy(folder: Path) -> None:
-    """Remove what workers of this host that no longer live have left among the notes of a run folder."""
+    """Remove from the notes of a run folder what dead workers of this host have left, and what is STALE."""
     files.remove_dead_temporaries(folder / "running")
-    for path, _, alive in _notes(folder):
-        if not alive:
+    dead = {path for path, note in _notes(folder) if not _may_live(note)}
+    for path in (folder / "running").glob("*"):
+        if path in dead or _age(path) > STALE:
             files.remove(path)
 
 
-def _notes(folder: Path) -> Iterator[tuple[Path, dict[str, Any], bool]]:
-    """Every note with its file, and whether its writer may live, which of another host one cannot know."""
+def _notes(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every note with its file; what is no whole note is left out."""
     for path in sorted((folder / "running").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            note: dict[str, Any] = json.loads(path.read_text())
-            yield path, note, note["host"] != _host() or files.lives(int(note["pid"]))
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads(path.read_text(encoding="utf-8"))
+            if _is_whole(note):
+                yield path, note
+
+
+def _is_whole(note: Any) -> bool:
+    return (
+        isinstance(note, dict)
+        and all(isinstance(note.get(name), str) for name in _TEXTS)
+        and all(_is_number(note.get(name)) for name in _NUMBERS)
+        and all(isinstance(note.get(name), list) and all(map(_is_number, note[name])) for name in _LISTS)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _may_live(note: dict[str, Any]) -> bool:
+    return note["host"] != _host() or files.lives(int(note["pid"]))
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _named(step: Step) -> str:

@@ -79,7 +79,7 @@ def open_folder(root: Path, store: Path | None) -> RunFolder:
             f"{folder.plan_file} is missing or damaged, and the store is not in {root}. "
             "Name the store with --store, or a new folder with --out."
         )
-    return RunFolder(root, Store(Path(plan["store"]))) if plan.get("store") else folder
+    return RunFolder(root, Store(root / plan["store"])) if plan.get("store") else folder
 
 
 def saved_spec(root: Path) -> Spec:
@@ -92,11 +92,32 @@ def saved_spec(root: Path) -> Spec:
     try:
         raw = _read_json(path)
     except _Damaged as error:
-        raise FileError(f"{path} {error}. Restore it, or start a new folder with --out.") from error
+        raise FileError(f"{path} {error}. {_anew(root)}") from error
     try:
         return validate(raw, str(path))
     except SpecError as error:
-        raise FileError(f"{path} is damaged or of another version. {error}") from error
+        raise FileError(f"{path} is damaged or of another version. {error}\n{_anew(root)}") from error
+
+
+def _anew(root: Path) -> str:
+    """What helps where spec.json is not what it was."""
+    return f"Remove spec.json and give the spec again: `lossatlas run SPEC --out {root}` keeps what is finished."
+
+
+def variant_folders(root: Path) -> dict[str, Path]:
+    """The run folder of every variant, by its name, of a folder of variants; empty for any other folder."""
+    if not (root / "spec.json").is_file() or (root / "plan.json").is_file():
+        return {}
+    return {name: root / name for name in saved_spec(root).variants}
+
+
+def check_ordinary(root: Path) -> None:
+    """Raise FileError, with the folders to choose from, if this one holds the runs of variants."""
+    if folders := variant_folders(root):
+        listed = ", ".join(str(folder) for folder in folders.values())
+        raise FileError(
+            f"{root} holds variants of a run, each in a folder of its own. Give one of them: {listed}."
+        )
 
 
 def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
@@ -115,6 +136,11 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
             for key, old, new in _differences(before[section], now[section])
             if key not in ("data.path", "init")  # a place is no content
         ]
+    if bool(before["variants"]) != bool(now["variants"]):
+        held, given = (
+            f"variants {', '.join(each['variants'])}" if each["variants"] else "none" for each in (before, now)
+        )
+        problems.append(f"variants: the folder has {held}, the spec {given}")
     for role in ("load", "temperature"):
         if list(before[role]) != list(now[role]):
             problems.append(
@@ -165,17 +191,30 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]
     return [] if a == b else [(prefix, a, b)]
 
 
+def write_spec(root: Path, spec: Spec) -> None:
+    """Keep the spec of a folder."""
+    files.write_file(root / "spec.json", _json(_given(spec)))
+
+
 def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
     """Keep the spec, and what its plan hangs on beside it: the data's fingerprint and the predicted seconds."""
     content = {
-        "store": "" if folder.store.root == folder.root / "store" else str(folder.store.root.resolve()),
+        "store": _place(folder),
         "spec": content_key(_given(plan.spec)),
         "fingerprint": plan.fingerprint,
         "names": list(estimate.names),
         "seconds": [[round(value, 4) for value in row] for row in estimate.seconds.tolist()],
     }
-    files.write_file(folder.spec_file, _json(_given(plan.spec)))
+    write_spec(folder.root, plan.spec)
     files.write_file(folder.plan_file, _json({**content, "sha256": _sum(content)}, indent=None))
+
+
+def _place(folder: RunFolder) -> str:
+    """Where the store is, seen from the folder: empty inside it, and beside it as that of variants is."""
+    store = folder.store.root.resolve()
+    beside = Path("..") / "store"
+    known = {folder.root.resolve() / "store": "", (folder.root / beside).resolve(): str(beside)}
+    return known.get(store, str(store))
 
 
 @dataclass(frozen=True)
@@ -191,6 +230,7 @@ def saved_plan(root: Path) -> SavedPlan:
     path = root / "plan.json"
     if not path.is_file():
         if (root / "spec.json").is_file():
+            check_ordinary(root)
             raise FileError(f"{path} is missing. `lossatlas run {root}` writes it again.")
         raise FileError(
             f"{root} is no run folder: it holds no plan.json. Give a folder that `lossatlas run` made."
@@ -204,7 +244,10 @@ def saved_plan(root: Path) -> SavedPlan:
     except (KeyError, TypeError, ValueError, _Damaged) as error:  # the first three: of another version
         raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
     if not fits:
-        raise FileError(f"{path} belongs to another spec.json. `lossatlas run {root}` writes it again.")
+        raise FileError(
+            f"{path} belongs to another spec.json. If you have changed that, `lossatlas run {root}` goes by it "
+            f"and writes the plan again. If not, it is damaged. {_anew(root)}"
+        )
     return SavedPlan(plan, seconds)
 
 

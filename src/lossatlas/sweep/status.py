@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Status:
     at_work: tuple[dict[str, Any], ...]  # the notes of the workers (sweep/journal.py)
     silent: tuple[dict[str, Any], ...]  # the notes of those not heard of for too long
     failed: tuple[dict[str, Any], ...]  # what failed and has not been done since, each with its last reason
+    is_over: bool  # nothing is missing, or all that is has failed since the last start and nobody is at work
 
     @property
     def seconds_to_go(self) -> float:
@@ -56,6 +58,7 @@ class Status:
                 for name, total in left.total.items()
             },
             "looked_at": self.looked_at,
+            "over": self.is_over,
             "cells": {"done": len(left.missing) - len(left.cells), "total": len(left.missing)},
             "share_done": round(self.share, 4),
             "workers": len(self.at_work),
@@ -100,7 +103,16 @@ class Observer:
             at_work=tuple(at_work),
             silent=tuple(silent),
             failed=tuple(failures(self.folder / "failed", store)),
+            is_over=not left.steps or (not at_work and self._is_given_up(saved.plan, store, left.cells)),
         )
+
+    def _is_given_up(self, plan: Plan, store: Store, cells: Iterable[int]) -> bool:
+        """Whether each step that the cells lack has failed since the run was last started, or needs one that has.
+
+        Every start writes plan.json: what failed before it may be tried again.
+        """
+        failed = _failed_since(self.folder / "failed", (self.folder / "plan.json").stat().st_mtime_ns)
+        return bool(failed) and all(_is_lost(plan.steps(plan.cells[index]), store, failed) for index in cells)
 
     def _read(self, store: Store, left: Remaining) -> tuple[list[Finished], list[Broken]]:
         finished, damaged = [], []
@@ -132,6 +144,28 @@ def failures(folder: Path, store: Store) -> list[dict[str, Any]]:
     return found
 
 
+def _failed_since(folder: Path, moment: int) -> set[str]:
+    """The keys of steps with a note of a failure that was written at this moment, in ns, or later."""
+    keys = set()
+    for path in folder.glob("*-*.json"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime_ns >= moment:
+                keys.add(path.stem.rpartition("-")[0])
+    return keys
+
+
+def _is_lost(steps: Iterable[Step], store: Store, failed: Collection[str]) -> bool:
+    """Whether each step of a cell that is missing has failed, or needs one that has."""
+    lost: set[str] = set()
+    for step in steps:  # in an order that respects their inputs
+        if store.has(step.name, step.key):
+            continue
+        if step.key not in failed and lost.isdisjoint((*step.inputs, *(key for _, key in step.arrays))):
+            return False
+        lost.add(step.key)
+    return True
+
+
 def _heard(
     folder: Path, plan: Plan, seconds: NDArray[np.float64]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -142,10 +176,9 @@ def _heard(
     silent: list[dict[str, Any]] = []
     now = time.time()
     for note in running(folder):
-        with contextlib.suppress(KeyError, TypeError):  # of a damaged note
-            index, kind = row.get(tuple(note["cell"])), column.get(note["step"])
-            expected = 0.0 if index is None or kind is None else float(seconds[index, kind])
-            (silent if now - note["at"] > max(SILENT, 3 * expected) else at_work).append(note)
+        index, kind = row.get(tuple(note["cell"])), column.get(note["step"])
+        expected = 0.0 if index is None or kind is None else float(seconds[index, kind])
+        (silent if now - note["at"] > max(SILENT, 3 * expected) else at_work).append(note)
     return at_work, silent
 
 

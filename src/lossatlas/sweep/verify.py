@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lossatlas import results
-from lossatlas.errors import FileError
+from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
-from lossatlas.sweep import data_cache
+from lossatlas.sweep import data_cache, engine, slurm_files
 from lossatlas.sweep.plan import Plan
-from lossatlas.sweep.run import RunFolder, open_folder, saved_plan
+from lossatlas.sweep.run import RunFolder, check_ordinary, open_folder, saved_plan
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.unfinished import unpacked
+
+# How a whole picture begins and ends.
+ENDS = {".png": (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"), ".pdf": (b"%PDF-", b"%%EOF")}
 
 Progress = Callable[[int, int], None]  # of the cells, done and all
 
@@ -24,7 +27,7 @@ class Damage:
 
     what: str
     problems: tuple[str, ...]
-    set_aside: Callable[[], None] | None = None  # None: `lossatlas run` writes it again, or says what to do
+    set_aside: Callable[[], None] | None = None  # None: the problems say what to do
 
 
 @dataclass
@@ -39,9 +42,11 @@ def verify(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]
     """Read everything that a run stores and yield what is damaged; changes nothing.
 
     That is spec.json, plan.json, results.nc, and of the store the steps and checkpoints of the plan, and its data.
-    Raises FileError where a file cannot be read at all. Costs one pass over all bytes. Without a plan that can be
-    trusted nobody knows which steps there should be, and they are not read.
+    Of what has no check sum, engine.json, the files of Slurm's attempts and the figures, only this: whether it is
+    there and whole. Raises FileError where a file cannot be read at all. Costs one pass over all bytes. Without a
+    plan that can be trusted nobody knows which steps there should be, and they are not read.
     """
+    check_ordinary(root)
     opened, plan = None, None
     try:
         plan, opened = saved_plan(root).plan, open_folder(root, None)
@@ -49,18 +54,64 @@ def verify(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]
         if not (root / "spec.json").is_file():
             raise
         yield Damage("the plan", (str(error), "Without it the steps are not known, and were not looked at."))
-    yield from _results(root / "results.nc")
+    yield from _results(root)
+    yield from _engine(root)
+    yield from _jobs(root)
+    yield from _figures(root)
     if opened is not None and plan is not None:
         yield from _data(opened, plan)
         yield from _steps(opened.store, plan, checked, progress)
 
 
-def _results(path: Path) -> Iterator[Damage]:
+def _results(root: Path) -> Iterator[Damage]:
+    path = root / "results.nc"
     if path.is_file():
         try:
             results.load(path)
         except FileError as error:
             yield Damage("the results", (str(error),))
+
+
+def _engine(root: Path) -> Iterator[Damage]:
+    try:
+        engine.chosen(root, {})
+    except UserError as error:
+        yield Damage("the engine", (str(error),))
+
+
+def _jobs(root: Path) -> Iterator[Damage]:
+    for folder in sorted(path for path in (root / "slurm").glob("*") if path.name.isdigit()):
+        problems = []
+        try:
+            slurm_files.read_shards(folder / "shards.json")
+        except FileError as error:
+            problems.append(str(error))
+        script = folder / "job.sbatch"
+        if not (script.is_file() and script.stat().st_size):
+            problems.append(f"{script} is missing or empty.")
+        if problems:
+            way_out = f"When none of its jobs is in the queue, remove {folder}; `lossatlas run` needs it no more."
+            yield Damage(f"the jobs of attempt {folder.name}", (*problems, way_out))
+
+
+def _figures(root: Path) -> Iterator[Damage]:
+    """A PDF and a PNG of every figure, neither cut short."""
+    pictures = {path for path in (root / "figures").glob("[!.]*") if path.suffix in ENDS}
+    pictures |= {path.with_suffix(suffix) for path in pictures for suffix in ENDS}
+    problems = [f"{path} {problem}" for path in sorted(pictures) if (problem := _picture_problem(path))]
+    if not pictures and (root / "results.nc").is_file():
+        problems.append(f"{root / 'figures'} holds no figure.")
+    if problems:
+        yield Damage("the figures", (*problems, f"`lossatlas run {root}` draws them again."))
+
+
+def _picture_problem(path: Path) -> str:
+    """Empty if nothing is wrong, as far as its beginning and its end tell."""
+    if not path.is_file():
+        return "is missing."
+    content = path.read_bytes()
+    begins, ends = ENDS[path.suffix]
+    return "" if content.startswith(begins) and content.rstrip().endswith(ends) else "is damaged: it is cut short."
 
 
 def _data(opened: RunFolder, plan: Plan) -> Iterator[Damage]:

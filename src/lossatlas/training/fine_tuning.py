@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from lossatlas.errors import FileError
-from lossatlas.specs import Spec, Train
-from lossatlas.tasks import weights
+from lossatlas.errors import FileError, SpecError
+from lossatlas.registry import Facts
+from lossatlas.specs import Model, Spec, Train
+from lossatlas.specs.schema import AXES
+from lossatlas.tasks import models, weights
 
 
 def pinned(spec: Spec) -> Spec:
@@ -24,6 +27,28 @@ def pinned(spec: Spec) -> Spec:
     return spec.model_copy(update={"train": train})
 
 
+def check(spec: Spec, found: Iterable[Model], facts: Facts) -> None:
+    """Raise SpecError with every model of a run, once, that the weights of `train.init` do not fit.
+
+    Builds each of them on data of these sizes.
+    """
+    if spec.train.init is None:
+        return
+    given = _read(spec.train.init, spec.train.init_sha256)
+    problems = []
+    for model in {each.model_dump_json(): each for each in found}.values():
+        own = models.build(model.name, model.options, input_shape=facts.input_shape, classes=facts.classes, seed=0)
+        try:
+            _load(own, given)
+        except FileError as error:
+            options = "".join(f", {name} {value}" for name, value in model.options.items())
+            problems.append(f"train.init, for the model {model.name}{options}: {error}")
+    if problems:
+        sizes = ", ".join(name for name in spec.load if AXES[name][0] == "model")
+        advice = f"Weights fit one size of a model: take {sizes} out of the load." if sizes else ""
+        raise SpecError(f"The spec {spec.name!r}", problems, advice)
+
+
 def start(model: nn.Module, recipe: Train) -> str:
     """Load the weights that `recipe.init` names; returns the name of the layer that stays as it is, if one does.
 
@@ -31,7 +56,11 @@ def start(model: nn.Module, recipe: Train) -> str:
     FileError that lists what differs elsewhere, is missing or unexpected; the model is then unchanged.
     """
     assert recipe.init is not None
-    given, own = _read(recipe.init, recipe.init_sha256), model.state_dict()
+    return _load(model, _read(recipe.init, recipe.init_sha256))
+
+
+def _load(model: nn.Module, given: weights.Weights) -> str:
+    own = model.state_dict()
     differing = [name for name in own if name in given.tensors and given.tensors[name].shape != own[name].shape]
     head = _layer([name for name, _ in model.named_parameters()][-1])
     if not differing or any(_layer(name) != head for name in differing):

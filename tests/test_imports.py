@@ -41,6 +41,8 @@ LAYERS = [
     "phases",
     "findings",
     "figures",
+    "studies",
+    "report",
     "cli",
     "__main__",
 ]

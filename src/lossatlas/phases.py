@@ -39,6 +39,7 @@ from lossatlas.summary import Floats
 __all__ = ["PHASES", "Thresholds", "label", "table", "to_csv"]
 
 MAX_EXACT_SEEDS = 6  # 462 multisets; above, the bootstrap is sampled
+DRAWS = 2000
 
 _SOURCES = {"ln_trace": "ln_hessian_trace"}  # where the summary calls a metric otherwise
 # Otsu's scales: logs for what is positive; mode connectivity has both signs over decades, so asinh of percent.
@@ -61,7 +62,7 @@ def label(
     thresholds: Thresholds | Mapping[str, float] | None = None,
     auto: bool = False,
     seed: int = 0,
-    draws: int = 2000,
+    draws: int = DRAWS,
 ) -> xr.Dataset:
     """Label every cell of a results tree with its phase.
 
@@ -187,7 +188,7 @@ def _from_grid(name: str, grid: Floats, reference: float, *, seed: int) -> Cutof
     return Cutoff(reference, "no transition", forced=side, evidence=cut)
 
 
-def _resamplings(n: int, *, draws: int, seed: int) -> tuple[Floats, Floats]:
+def resamplings(n: int, *, draws: int, seed: int) -> tuple[Floats, Floats]:
     """Multiplicities of n seeds in a bootstrap (r, n), two different ones at least if n > 2, and shares (r,)."""
     if n <= MAX_EXACT_SEEDS:
         chosen = itertools.combinations_with_replacement(range(n), n)
@@ -216,7 +217,7 @@ def _probability(
         if alive.sum() < 2:
             continue
         here = (held.ok == alive).all(axis=-1) & (codes > 0)
-        counts, shares = _resamplings(int(alive.sum()), draws=draws, seed=seed)
+        counts, shares = resamplings(int(alive.sum()), draws=draws, seed=seed)
         weights = np.zeros((len(counts), alive.size))
         weights[:, alive] = counts
         again = decide(_resampled(held, nominal, here, weights), cutoffs)

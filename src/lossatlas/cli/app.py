@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lossatlas.cli import explore, findings, local, pair, status, sweep
+from lossatlas.cli import explore, findings, local, pair, report, status, sweep
 from lossatlas.cli.output import say
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(explore.phases)
 app.command()(explore.figures)
 app.command()(findings.findings)
 app.command()(findings.advise)
+app.command()(report.report)
 app.command()(local.spectrum)
 app.command()(local.line)
 app.command()(local.surface)

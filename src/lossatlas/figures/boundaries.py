@@ -64,7 +64,7 @@ def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
     """
     limits = thresholds(labels)
     excess = {
-        name: _refined(_excess(name, grid.floats(labels, name), limit), grid)
+        name: _refined(excess_of(name, grid.floats(labels, name), limit), grid)
         for name, limit in limits.items()
         if limit is not None
     }
@@ -74,7 +74,7 @@ def boundaries(labels: xr.Dataset, grid: Grid) -> Boundaries:
     sharp = [name for name in ("ln_trace", "train_loss") if name in excess]
     # Where one of the two has no transition it may have made every cell sharp: then the other draws nothing.
     if sharp and len({_SHARP[phase] for phase in phases.flat if phase}) == 2:
-        field = _largest([excess[name] for name in sharp])
+        field = largest_of([excess[name] for name in sharp])
         is_flat = field <= 0
         tests.append(Boundary("sharp", _words(sharp, limits, "="), field))
     is_well = _refined(_side(phases, _POOR), grid) < 0.5
@@ -138,14 +138,14 @@ def _words(names: Sequence[str], limits: Mapping[str, float | None], sign: str, 
     return f" {link} ".join(texts).replace("-", "−")
 
 
-def _excess(name: str, values: Floats, limit: float) -> Floats:
+def excess_of(name: str, values: Floats, limit: float) -> Floats:
     """How far a metric lies above its limit; a loss in nat lies over decades, so its logarithm is compared."""
     if name == "train_loss" and limit > 0 and not (values <= 0).any():
         return np.asarray(np.log(values) - np.log(limit))
     return values - limit
 
 
-def _largest(excesses: list[Floats]) -> Floats:
+def largest_of(excesses: list[Floats]) -> Floats:
     """The largest excess; where one is unknown, another decides only if it is positive."""
     largest: Floats = np.fmax.reduce(excesses)
     known = np.all(np.isfinite(excesses), axis=0)

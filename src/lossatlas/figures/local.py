@@ -59,7 +59,7 @@ def plot(result: Any) -> Figure:
     of the object saved. Raises UserError for what has no figure, such as a trace or an angle: single numbers.
     """
     dataset = result if isinstance(result, xr.Dataset) else local_results.to_dataset(result)
-    kind = _kind(dataset)
+    kind = kind_of(dataset)
     if kind is None and dataset is not result:
         raise UserError(
             f"A {type(result).__name__} holds single numbers, of which there is no figure: {result!r}. Draw what "
@@ -73,7 +73,7 @@ def plot(result: Any) -> Figure:
     return KINDS[kind](dataset)
 
 
-def _kind(dataset: xr.Dataset) -> str | None:
+def kind_of(dataset: xr.Dataset) -> str | None:
     if dataset.attrs.get("kind") in KINDS:
         return str(dataset.attrs["kind"])
     if "loss" in dataset and "data" in dataset["loss"].dims:

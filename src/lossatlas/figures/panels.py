@@ -82,7 +82,7 @@ def panels(
         if np.isfinite(values).any():
             everywhere = values if over is None else np.append(values, over[metric.name].values)
             bar = in_units(metric.bar, cells, metric.name)
-            _draw(axes, grid, metric, bar, values, _norm(metric, everywhere, limits))
+            _draw(axes, grid, metric, bar, values, colour_limits(metric, everywhere, limits))
         else:
             _say(axes, "no value" if metric.name in cells else "not measured")
     load, temperature = grid.names
@@ -125,7 +125,7 @@ def _draw(axes: Axes, grid: Grid, metric: Metric, label: str, values: Floats, no
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _norm(metric: Metric, values: Floats, limits: Limits) -> Normalize:
+def colour_limits(metric: Metric, values: Floats, limits: Limits) -> Normalize:
     """Where the colours of a metric begin and end."""
     if limits == "published":
         return Normalize(*metric.published)

@@ -21,6 +21,7 @@ from lossatlas.landscape.similarity import (
     ensemble_error,
     jensen_shannon,
     mixup,
+    noisy,
 )
 
 
@@ -200,6 +201,21 @@ def test_mixup_is_seeded_and_leaves_the_inputs_and_torchs_generator():
         mixup(inputs, alpha=0, generator=np.random.default_rng(5))
     with pytest.raises(UserError, match="int64"):
         mixup(torch.ones(3, dtype=torch.int64), generator=np.random.default_rng(5))
+
+
+def test_noise_is_normal_seeded_and_added():
+    inputs = torch.randn(200, 3, 4, generator=torch.Generator().manual_seed(0)) + 5
+    before = inputs.clone()
+    first, again = (noisy(inputs, 0.5, generator=np.random.default_rng(1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(inputs, before)
+    assert first.dtype == inputs.dtype
+    noise = first - inputs
+    # 2,400 numbers: mean within 4 x 0.5/sqrt(2400), deviation within 4 x 0.5/sqrt(4800)
+    assert abs(noise.mean().item()) < 0.041
+    assert noise.std().item() == pytest.approx(0.5, abs=0.029)
+    with pytest.raises(UserError, match="int64"):
+        noisy(torch.ones(3, dtype=torch.int64), 0.5, generator=np.random.default_rng(1))
 
 
 # ---- distance, agreement, divergence, cosine, ensemble ------------------------------------------------------

@@ -216,8 +216,8 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     small = specs.scaled(fig3, 0.3)
     widths, batches = small.axes
     assert widths.values == (1, 2, 3, 4)  # the smallest: the largest take most of the time
-    # round(0.3 * 15) is even: 4, the ends among them
-    assert (len(batches.values), batches.values[0], batches.values[-1]) == (4, 16, 1024)
+    # round(0.3 * 15) is even: 4, the ends of those up to 0.3 * 1024 among them
+    assert (len(batches.values), batches.values[0], batches.values[-1]) == (4, 16, 256)
     assert (small.seeds, small.train.epochs, small.task.data.n_train) == ((0, 1), 30, 15_000)
     assert small.measures.model_dump()["connectivity"]["epochs"] == 15
     assert small.reduced == (
@@ -231,7 +231,7 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
 
 def test_a_scaled_spec_keeps_batches_that_its_samples_fill() -> None:
     tiny = specs.scaled(specs.parse(presets.text("yang2021/fig3"), "fig3"), 0.001)
-    assert (tiny.task.data.n_train, tiny.temperature) == (50, {"batch_size": (16,)})
+    assert (tiny.task.data.n_train, tiny.temperature) == (50, {"batch_size": (16, 19)})  # two at least
     large = specs.scaled(specs.parse(presets.text("yang2021/large-batch"), "large-batch"), 0.001)
     assert (large.task.data.n_train, large.temperature) == (1024, {"batch_size": (1024,)})
 
@@ -241,7 +241,7 @@ def test_a_scaled_axis_of_samples_has_fewer_and_equal_steps_stay_equal() -> None
     small = specs.scaled(fig6, 0.02)
     assert small.load["n_train"] == (100, 1000)
     assert small.task.data.n_train is None
-    assert small.temperature["batch_size"] == (16,)
+    assert small.temperature["batch_size"] == (16, 19)
     connectivity = small.measures.model_dump()["connectivity"]
     assert (small.train.n_ref, connectivity["n_ref"]) == (1000, 1000)
     assert small.train.epochs_on(100) == 10 * small.train.epochs
@@ -358,7 +358,18 @@ def test_defaults_are_what_they_were() -> None:
         "data": "train",
         "on": "error",
     }
-    assert CKA().model_dump() == {"protocol": "lossatlas", "data": "train", "images": 2560, "mixup_alpha": 16.0}
+    assert CKA().model_dump() == {
+        "protocol": "lossatlas",
+        "data": "train",
+        "images": 2560,
+        "mixup_alpha": 16.0,
+        "noise": 0.0,
+        "outputs": "softmax",
+        "positions": "flattened",
+        "kernel": "linear",
+        "bandwidth": 1.0,
+        "debiased": False,
+    }
 
 
 def test_a_pair_given_twice_is_one_pair() -> None:

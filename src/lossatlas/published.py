@@ -83,12 +83,15 @@ def load_source(path: Path) -> xr.DataTree:
 
     Raises FileError if `path` is none of them, or is damaged.
     """
+    from lossatlas.sweep.run import check_ordinary  # 0.3 s to import, for a message
+
     if (path / "results.nc").is_file():
         return results.load(path / "results.nc")
     if path.is_file() and path.suffix == ".nc":
         return results.load(path)
     if is_published(path):
         return read(path)
+    check_ordinary(path)
     what = "does not exist" if not path.exists() else "holds no results"
     raise FileError(
         f"{path} {what}. Give the folder of a finished run (a results.nc stands in it), a results.nc, or the "

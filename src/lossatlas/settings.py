@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,6 +34,17 @@ def equal_steps(epochs: int, n_ref: int | None, samples: int) -> int:
 def canonical(content: Any) -> str:
     """The one text of plain data: sorted keys, no spaces, shortest exact floats; NaN is refused."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def without_nan(content: Any) -> Any:
+    """Plain data for JSON, which has no NaN or infinity: a number that does not exist is null."""
+    if isinstance(content, dict):
+        return {str(key): without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content.item() if hasattr(content, "item") else content
 
 
 def content_key(content: Any) -> str:

@@ -16,6 +16,7 @@ import typer
 
 from lossatlas.errors import UserError
 from lossatlas.landscape.checkpoints import Stopped
+from lossatlas.settings import without_nan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,15 +114,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
 
 def strict_json(content: Any, indent: int | None = None) -> str:
     """Plain data as JSON, which has no NaN or infinity: a number that does not exist is null."""
-    return json.dumps(_existing(content), indent=indent, allow_nan=False)
-
-
-def _existing(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _existing(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_existing(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return json.dumps(without_nan(content), indent=indent, allow_nan=False)
 
 
 def duration(seconds: float) -> str:

@@ -36,13 +36,20 @@ def status(
     ] = False,
 ) -> None:
     """How far a run is: steps done and how they ended, what runs where, what failed and why, the time left."""
-    from lossatlas.sweep.status import Observer
+    from lossatlas.sweep.run import variant_folders
 
+    if variant_folders(folder):
+        from lossatlas.cli import variants_status
+
+        variants_status.status(folder, as_json=as_json)
+        return
     if is_study(str(folder)):
         from lossatlas.cli import study_status
 
         study_status.status(folder, as_json=as_json)
         return
+    from lossatlas.sweep.status import Observer
+
     observer = Observer(folder)
     if watch:
         _watch(observer.look, folder, as_json=as_json)

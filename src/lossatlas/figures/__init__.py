@@ -19,6 +19,7 @@ from lossatlas import files, summary
 from lossatlas.figures.columns import column, trace_lines
 from lossatlas.figures.connectivity import connectivity
 from lossatlas.figures.curves import line, lines
+from lossatlas.figures.descent import descent
 from lossatlas.figures.expansions import expansion, loss_change, quadratic
 from lossatlas.figures.local import plot
 from lossatlas.figures.panels import Limits, panels
@@ -29,6 +30,7 @@ from lossatlas.figures.spectra import density, smooth_density, spectrum
 from lossatlas.figures.style import STYLE
 from lossatlas.figures.surfaces import surface, surface_3d, surfaces
 from lossatlas.figures.tracks import path, search, trajectory
+from lossatlas.figures.variants import variants
 
 __all__ = [
     "against_gaussians",
@@ -39,6 +41,7 @@ __all__ = [
     "connectivity",
     "cosines",
     "density",
+    "descent",
     "draw_all",
     "expansion",
     "line",
@@ -59,6 +62,7 @@ __all__ = [
     "surfaces",
     "trace_lines",
     "trajectory",
+    "variants",
 ]
 
 

@@ -74,6 +74,7 @@ def plot(result: Any) -> Figure:
 
 
 def kind_of(dataset: xr.Dataset) -> str | None:
+    """The key of `KINDS` that a dataset is drawn by: its attribute `kind`, else told by its variables."""
     if dataset.attrs.get("kind") in KINDS:
         return str(dataset.attrs["kind"])
     if "loss" in dataset and "data" in dataset["loss"].dims:

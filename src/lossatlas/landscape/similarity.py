@@ -13,44 +13,9 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape.alignment import cka as cka
+from lossatlas.landscape.alignment import non_finite, unlike
 from lossatlas.landscape.estimate import Estimate, sample_mean
-
-
-def cka(x: Tensor, y: Tensor, *, blocks: int = 20) -> Estimate:
-    """Linear CKA of outputs x (m, p) and y (m, q) [Kornblith 2019; Yang2021 eq. 3], between 0 and 1.
-
-    |Yc'Xc|_F^2 / (|Xc'Xc|_F |Yc'Yc|_F) with centred columns: the feature form, O(m p q), which equals the HSIC
-    form over m x m Gram matrices without their memory. The standard error is a jackknife that leaves out one of
-    `blocks` runs of consecutive rows at a time (at most m): with 20 mixup batches of equal size each run is one
-    batch, which takes their common lambda into account. Rows sorted by class are no such runs: shuffle them.
-    A constant output (up to the rounding of its dtype) gives 0/0: status `"degenerate"`.
-    """
-    _check_pair(x, y, same_width=False)
-    m = len(x)
-    if m < 2 or blocks < 2:
-        raise UserError(f"CKA needs at least 2 samples and 2 blocks; {m} samples and blocks={blocks} were given.")
-    if (failure := _non_finite(x, y)) is not None:
-        return failure
-    for name, outputs in (("first", x), ("second", y)):
-        spread = (outputs - outputs[:1]).abs().max()
-        if spread <= 4 * torch.finfo(outputs.dtype).eps * outputs.abs().max():
-            return Estimate.failed("degenerate", f"the {name} model's output is the same for all samples", m)
-    xc, yc = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
-    xy, xx, yy = xc.T @ yc, xc.T @ xc, yc.T @ yc
-    replicates = []
-    for xb, yb in zip(xc.tensor_split(min(blocks, m)), yc.tensor_split(min(blocks, m)), strict=True):
-        # The rows left sum to minus the sum of those left out, so their products are centred by one outer product.
-        rest, sx, sy = m - len(xb), xb.sum(0), yb.sum(0)
-        replicates.append(
-            _alignment(
-                xy - xb.T @ yb - torch.outer(sx, sy) / rest,
-                xx - xb.T @ xb - torch.outer(sx, sx) / rest,
-                yy - yb.T @ yb - torch.outer(sy, sy) / rest,
-            )
-        )
-    left_out = torch.stack(replicates)
-    variance = (len(left_out) - 1) * left_out.var(correction=0)
-    return Estimate(_alignment(xy, xx, yy).item(), variance.sqrt().item(), m)
 
 
 def mixup(inputs: Tensor, *, alpha: float = 16.0, batch: int = 128, generator: np.random.Generator) -> Tensor:
@@ -70,13 +35,21 @@ def mixup(inputs: Tensor, *, alpha: float = 16.0, batch: int = 128, generator: n
     return torch.cat(mixed)
 
 
+def noisy(inputs: Tensor, deviation: float, *, generator: np.random.Generator) -> Tensor:
+    """(m, ...): inputs + `deviation` z, z ~ N(0, 1) independent for every number; nothing is clipped."""
+    if not inputs.is_floating_point():
+        raise UserError(f"Inputs of dtype {inputs.dtype} take no noise. Give floating-point inputs.")
+    noise = torch.from_numpy(generator.standard_normal(tuple(inputs.shape), dtype=np.float32))
+    return inputs + deviation * noise.to(inputs)
+
+
 def distance(theta_a: Tensor, theta_b: Tensor) -> Estimate:
     """|theta_a - theta_b|_2 of two parameter vectors (n,): exact, so with standard error 0 (no sampling)."""
     if theta_a.shape != theta_b.shape:
         raise UserError(
             f"Parameter vectors of shapes {tuple(theta_a.shape)} and {tuple(theta_b.shape)} have no distance."
         )
-    if (failure := _non_finite(theta_a, theta_b)) is not None:
+    if (failure := non_finite(theta_a, theta_b)) is not None:
         return failure
     return Estimate(torch.linalg.vector_norm(theta_a.double() - theta_b.double()).item(), 0.0, theta_a.numel())
 
@@ -87,13 +60,13 @@ def agreement(p: Tensor, q: Tensor) -> Estimate:
     The standard error is the binomial one, 100 sqrt(f (1 - f) / (N - 1)): 0 where all samples do the same.
     """
     _check_pair(p, q)
-    return _non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) == q.argmax(1)))
+    return non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) == q.argmax(1)))
 
 
 def disagreement(p: Tensor, q: Tensor) -> Estimate:
     """The percentage of samples for which the outputs (N, C) are largest at different classes."""
     _check_pair(p, q)
-    return _non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) != q.argmax(1)))
+    return non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) != q.argmax(1)))
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Estimate:
@@ -103,7 +76,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Estimate:
     float64. Raises UserError for rows that are no probabilities.
     """
     _check_pair(p, q)
-    if (failure := _non_finite(p, q)) is not None:
+    if (failure := non_finite(p, q)) is not None:
         return failure
     p, q = _normalised(p), _normalised(q)
     middle = (p + q) / 2
@@ -118,7 +91,7 @@ def cosine(outputs_a: Tensor, outputs_b: Tensor) -> Estimate:
     A zero output has no direction: status `"degenerate"`.
     """
     _check_pair(outputs_a, outputs_b)
-    if (failure := _non_finite(outputs_a, outputs_b)) is not None:
+    if (failure := non_finite(outputs_a, outputs_b)) is not None:
         return failure
     a, b = outputs_a.double(), outputs_b.double()
     norms = a.norm(dim=1) * b.norm(dim=1)
@@ -135,15 +108,10 @@ def ensemble_error(probabilities: Sequence[Tensor], labels: Tensor) -> Estimate:
         _check_pair(probabilities[0], member)
     if labels.shape != probabilities[0].shape[:1]:
         raise UserError(f"labels of shape {tuple(labels.shape)} do not fit {len(probabilities[0])} samples.")
-    if (failure := _non_finite(*probabilities)) is not None:
+    if (failure := non_finite(*probabilities)) is not None:
         return failure
     average = torch.stack([member.double() for member in probabilities]).mean(0)
     return sample_mean(100.0 * (average.argmax(1) != labels))
-
-
-def _alignment(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    alignment: Tensor = xy.square().sum() / (xx.norm() * yy.norm())
-    return alignment
 
 
 def _normalised(p: Tensor) -> Tensor:
@@ -154,18 +122,7 @@ def _normalised(p: Tensor) -> Tensor:
     return p.double() / sums
 
 
-def _check_pair(a: Tensor, b: Tensor, *, same_width: bool = True) -> None:
-    fits = a.dim() == b.dim() == 2 and len(a) == len(b) > 0 and (a.shape == b.shape or not same_width)
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    fits = a.dim() == b.dim() == 2 and len(a) > 0 and a.shape == b.shape
     if not fits or not (a.is_floating_point() and b.is_floating_point()):
-        raise UserError(
-            f"Outputs of shapes {tuple(a.shape)}, {tuple(b.shape)} and dtypes {a.dtype}, {b.dtype} cannot be "
-            "compared. Give floating-point outputs (N, C) of both models on the same samples."
-        )
-
-
-def _non_finite(*outputs: Tensor) -> Estimate | None:
-    for number, output in enumerate(outputs, 1):
-        if bad := int((~output.isfinite()).sum()):
-            reason = f"{bad} of {output.numel()} numbers of model {number} are not finite"
-            return Estimate.failed("non-finite", reason, len(output))
-    return None
+        raise UserError(unlike(a, b))

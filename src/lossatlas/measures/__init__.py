@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lossatlas.measures import models, pairs
+from lossatlas.measures import alignment, models, pairs
 from lossatlas.measures import settings as s
 from lossatlas.measures.jobs import Outcome
 from lossatlas.results import Quantity
 from lossatlas.settings import Settings
 
 Scope = Literal["model", "pair", "cell"]
+
+LEAST = 4  # samples of the unbiased HSIC, without those that a jackknife leaves out
 
 
 def all_pairs(_settings: Any, seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -47,10 +49,12 @@ class Measure:
         return content if self.matters is None else {k: v for k, v in content.items() if k in self.matters}
 
     def described(self, settings: Settings) -> dict[str, tuple[Quantity, ...]]:
-        """Its variables by the group of the results, in the units that the settings ask for."""
-        units = settings.units if isinstance(settings, s.Connectivity) else {}
+        """Its variables by the group of the results, in the units and as the settings ask for them."""
+        told: Mapping[str, Mapping[str, str]] = {}
+        if isinstance(settings, s.Connectivity | s.CKA):
+            told = settings.told
         return {
-            group: tuple(replace(each, units=units.get(each.name, each.units)) for each in quantities)
+            group: tuple(replace(each, **told.get(each.name, {})) for each in quantities)
             for group, quantities in self.quantities.items()
         }
 
@@ -91,7 +95,7 @@ STEPS: tuple[Measure, ...] = (
         matters=frozenset({"points", "rule", "data", "on"}),
         pairs=pairs.chosen_pairs,
     ),
-    Measure("cka", "pair", s.CKA, 1, pairs.cka, {"pairs": pairs.CKA_QUANTITIES}),
+    Measure("cka", "pair", s.CKA, 1, alignment.cka, {"pairs": alignment.CKA_QUANTITIES}),
     Measure("distance", "pair", s.Distance, 1, pairs.distance, {"pairs": pairs.DISTANCE_QUANTITIES}),
     Measure(
         "disagreement", "pair", s.Disagreement, 1, pairs.disagreement, {"pairs": pairs.DISAGREEMENT_QUANTITIES}
@@ -113,7 +117,11 @@ def problems(asked: Mapping[str, Settings], seeds: Sequence[int], *, text: bool 
 
     `text`: whether the data are sentences and their translations; None where it is not known.
     """
-    return [*_text_problems(asked, text), *_pair_problems(asked.get("connectivity"), seeds)]
+    return [
+        *_text_problems(asked, text),
+        *_pair_problems(asked.get("connectivity"), seeds),
+        *_cka_problems(asked.get("cka")),
+    ]
 
 
 def _text_problems(asked: Mapping[str, Settings], text: bool | None) -> list[str]:
@@ -121,10 +129,32 @@ def _text_problems(asked: Mapping[str, Settings], text: bool | None) -> list[str
     if text is False and "bleu" in asked:
         found.append("measures.bleu: it is of translations, and the data are no text; remove it")
     cka = asked.get("cka")
-    if text and isinstance(cka, s.CKA) and cka.mixup_alpha and "mixup_alpha" in cka.model_fields_set:
+    if not text or not isinstance(cka, s.CKA):
+        return found
+    for key, what in (("mixup_alpha", "mixed"), ("noise", "noisy")):
+        value = getattr(cka, key)
+        if value and key in cka.model_fields_set:
+            found.append(
+                f"measures.cka.{key}: {value:g} was given; allowed is 0, since the tokens of a text "
+                f"cannot be {what}"
+            )
+    if cka.layer is not None:
+        found.append(f"measures.cka.outputs: {cka.outputs} was given; allowed of text are softmax and logits")
+    return found
+
+
+def _cka_problems(settings: Settings | None) -> list[str]:
+    if not isinstance(settings, s.CKA):
+        return []
+    found = []
+    if settings.kernel == "linear" and "bandwidth" in settings.model_fields_set:
+        found.append("measures.cka.bandwidth: given although the linear kernel has none; it is for rbf")
+    if settings.positions == "samples" and (settings.layer is None or settings.kernel == "rbf"):
+        why = f"{settings.outputs} have no positions" if settings.layer is None else "the rbf kernel takes no more"
+        found.append(f"measures.cka.positions: samples was given; allowed is flattened, since {why}")
+    if settings.debiased and settings.images <= LEAST:
         found.append(
-            f"measures.cka.mixup_alpha: {cka.mixup_alpha:g} was given; allowed is 0, since the tokens of a text "
-            "cannot be mixed"
+            f"measures.cka.images: {settings.images} was given; the unbiased HSIC needs at least {LEAST + 1}"
         )
     return found
 

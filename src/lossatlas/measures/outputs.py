@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lossatlas.errors import UserError
 from lossatlas.measures.jobs import Job, TrainedSeed
-from lossatlas.measures.settings import Part
+from lossatlas.measures.settings import CKA, Part
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lossatlas.landscape.batches import Batch
+    from lossatlas.landscape.criterion import Criterion
     from lossatlas.landscape.estimate import Estimate
+    from lossatlas.landscape.layers import Side
     from lossatlas.landscape.objective import Objective
 
 FORWARD_BATCH = 1024  # cut further by the objective; part of no key, since sums over samples are in float64
@@ -63,6 +66,42 @@ def on_inputs(job: Job, trained: TrainedSeed, inputs: Tensor, name: object) -> T
 
     outputs: Tensor = job.remember(("outputs", trained.seed, name), make)
     return outputs
+
+
+def features(job: Job, trained: TrainedSeed, inputs: Tensor, layer: str, side: Side) -> Tensor:
+    """What goes into a module of the model, or comes out of it, on inputs: (n, ...).
+
+    Not kept: of feature maps it is as large as thousands of outputs.
+    """
+    import torch
+
+    from lossatlas.landscape.layers import watched
+    from lossatlas.landscape.objective import Objective
+
+    targets = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)  # not looked at
+    objective = Objective(trained.model, [(inputs, targets)], job.criterion)
+    with watched(objective.model, layer, side) as found:
+        return torch.cat([found() for _ in _piecewise(objective)])
+
+
+def layer_problem(model: nn.Module, criterion: Criterion, batch: Batch, settings: CKA) -> str:
+    """Why the layer that CKA is asked of cannot be compared, known from a small batch; empty if it can."""
+    import torch
+
+    from lossatlas.landscape.layers import watched
+
+    if settings.layer is None:
+        return ""
+    try:
+        with watched(model, settings.layer, settings.side) as found, torch.no_grad():
+            criterion.predict(model.eval(), batch)
+            shape = tuple(found().shape)
+    except UserError as error:
+        return f"measures.cka.outputs: {settings.outputs} was given. {error}"
+    if settings.positions == "samples" and len(shape) != 4:
+        of = f"{settings.outputs} has features of shape {shape[1:]}"
+        return f"measures.cka.positions: samples was given, and {of}; allowed of these is flattened"
+    return ""
 
 
 def at_tokens(job: Job, trained: TrainedSeed, batch: Batch, name: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures of pairs of models (mode connectivity, CKA, distance, disagreement) and of all seeds of a cell."""
+"""Measures of pairs of models (mode connectivity, distance, disagreement) and of all seeds of a cell."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
-from lossatlas.measures.outputs import FORWARD_BATCH, at_tokens, compared, on_inputs
-from lossatlas.measures.settings import CKA, Connectivity, Disagreement, Distance, Ensemble
+from lossatlas.measures.outputs import FORWARD_BATCH, compared
+from lossatlas.measures.settings import Connectivity, Disagreement, Distance, Ensemble
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lossatlas.landscape.batches import Batch
     from lossatlas.landscape.estimate import Estimate
 
 RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; part of the definition
@@ -50,15 +47,6 @@ CONNECTIVITY_QUANTITIES = (
     Quantity("curve_train_loss", "nat", "training loss of the curve's last epoch, at random t", "running mean"),
 )
 
-CKA_QUANTITIES = (
-    Quantity(
-        "cka",
-        "1",
-        "CKA similarity",
-        "linear, centred, float64, softmax outputs on mixup images; of text at a token a sentence",
-    ),
-    Quantity("cka_se", "1", "standard error of CKA over samples", "delete-a-block jackknife"),
-)
 DISTANCE_QUANTITIES = (Quantity("distance", "1", "l2 distance of the parameters", "exact"),)
 DISAGREEMENT_QUANTITIES = (
     Quantity("disagreement", "%", "disagreement of predictions", "test samples; of text, of target tokens"),
@@ -191,70 +179,6 @@ def _curve_values(name: str, ts: Tensor, values: Tensor, positions: Tensor) -> V
     }
 
 
-def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
-    """Linear CKA of the softmax outputs on mixup images; `published` averages both orders, each redrawn.
-
-    Of text, where token ids cannot be mixed, at one random target token of each sentence: independent samples, as
-    the standard error takes them to be.
-    """
-    from lossatlas.landscape import similarity
-
-    first, second = models
-    draws = ["all pairs"]
-    if settings.protocol == "published":
-        draws = [f"{first.seed} {second.seed}", f"{second.seed} {first.seed}"]
-    estimates = []
-    for draw in draws:
-        if job.sequences:
-            drawn = _tokens(job, settings, draw)
-            outputs = [at_tokens(job, m, drawn, ("tokens", draw)) for m in models]
-        else:
-            mixed = _mixed(job, settings, draw)
-            outputs = [on_inputs(job, m, mixed, ("mixup", draw)) for m in models]
-        estimates.append(similarity.cka(*(logits.double().softmax(dim=1) for logits in outputs)))
-    return _mean_outcome("cka", estimates)
-
-
-def _tokens(job: Job, settings: CKA, draw: str) -> Batch:
-    """(source, target, place of one target token a sentence) of a draw; all pairs share one, as of `_mixed`."""
-    import torch
-
-    from lossatlas.landscape.sequences import lengths
-
-    def make() -> Batch:
-        generator = np.random.default_rng(derive(0, f"tokens of {draw}"))
-        samples = job.samples(settings.data)
-        source, target = samples.head(settings.images)
-        if settings.protocol == "published":
-            chosen = generator.permutation(len(samples))[: settings.images]
-            source, target = samples.take(torch.from_numpy(chosen).to(samples.targets.device))
-        places = generator.integers(lengths(target).cpu().numpy())  # from 0 up to each length, that excluded
-        return source, target, torch.from_numpy(places).to(target.device)
-
-    return job.remember(("inputs", draw), make)
-
-
-def _mixed(job: Job, settings: CKA, draw: str) -> Tensor:
-    """The mixup images of a draw; all pairs share one, unless the published protocol is asked for."""
-    import torch
-
-    from lossatlas.landscape import similarity
-
-    def make() -> Tensor:
-        generator = np.random.default_rng(derive(0, f"mixup of {draw}"))
-        samples = job.samples(settings.data)
-        inputs = samples.head(settings.images)[0]
-        if settings.protocol == "published":
-            images = generator.permutation(len(samples))[: settings.images]
-            inputs = samples.take(torch.from_numpy(images).to(samples.targets.device))[0]
-        if settings.mixup_alpha == 0:
-            return inputs
-        return similarity.mixup(inputs, alpha=settings.mixup_alpha, generator=generator)
-
-    mixed: Tensor = job.remember(("inputs", draw), make)
-    return mixed
-
-
 def distance(
     _job: Job, _settings: Distance, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
@@ -304,13 +228,3 @@ def _outcome(estimates: Mapping[str, Estimate]) -> Outcome:
         values |= {name: estimate.value, f"{name}_se": estimate.stderr}
     bad = [e for e in estimates.values() if e.status != "ok"]
     return Outcome(values, bad[0].status, bad[0].reason) if bad else Outcome(values)
-
-
-def _mean_outcome(name: str, estimates: Sequence[Estimate]) -> Outcome:
-    """The mean of independent estimates of the same quantity."""
-    bad = [e for e in estimates if e.status != "ok"]
-    if bad:
-        return Outcome({}, bad[0].status, bad[0].reason)
-    count = len(estimates)
-    stderr = sum(e.stderr**2 for e in estimates) ** 0.5 / count
-    return Outcome({name: sum(e.value for e in estimates) / count, f"{name}_se": stderr})

@@ -85,9 +85,9 @@ class Connectivity(Settings):
         return _published(values, points=5, rule="published", start="random", pairs=1)
 
     @property
-    def units(self) -> dict[str, str]:
-        """The units of the quantities that are not always in the same ones."""
-        unit = "nat" if self.on == "loss" else "%"
+    def told(self) -> dict[str, dict[str, str]]:
+        """What the results tell of quantities that are not always in the same units."""
+        unit = {"units": "nat" if self.on == "loss" else "%"}
         return {"mode_connectivity": unit, "mode_connectivity_se": unit}
 
     def epochs_on(self, samples: int) -> int:
@@ -96,7 +96,7 @@ class Connectivity(Settings):
 
 
 class CKA(Settings):
-    """Linear CKA of the softmax outputs on mixup images.
+    """CKA of what two seeds make of the same images: of the softmax outputs, logits, or features of a layer.
 
     Of text, at one target token of each of the first `images` sentences, drawn once for all pairs; tokens are not
     mixed.
@@ -108,11 +108,44 @@ class CKA(Settings):
     data: Part = "train"
     images: Count = 2560
     mixup_alpha: NonNegative = 16.0  # 0: clean images
+    noise: NonNegative = 0.0  # standard deviation, of normalised pixels
+    outputs: str = Field(default="softmax", min_length=1)  # or logits, the name of a module, or input:MODULE
+    positions: Literal["flattened", "samples"] = "flattened"  # of feature maps
+    kernel: Literal["linear", "rbf"] = "linear"
+    bandwidth: Positive = 1.0  # of rbf: times the median distance
+    debiased: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _protocol(cls, values: Any) -> Any:
         return _published(values, images=768)
+
+    @property
+    def layer(self) -> str | None:
+        """The name of the module whose features are compared; None where it is outputs of the model."""
+        return None if self.outputs in ("softmax", "logits") else self.outputs.removeprefix("input:")
+
+    @property
+    def side(self) -> Literal["inputs", "outputs"]:
+        """Which features of the module."""
+        return "inputs" if self.outputs.startswith("input:") else "outputs"
+
+    @property
+    def told(self) -> dict[str, dict[str, str]]:
+        """What the results tell of how it was estimated."""
+        kernel = "linear" if self.kernel == "linear" else f"RBF, {self.bandwidth:g} times the median distance"
+        of = {"softmax": "softmax outputs", "logits": "logits"}.get(self.outputs, f"features {self.outputs}")
+        if self.positions == "samples":
+            of += " by position"
+        images = "mixup images" if self.mixup_alpha else "clean images"
+        if self.mixup_alpha not in (0.0, 16.0):
+            images += f" (alpha {self.mixup_alpha:g})"
+        if self.noise:
+            images = f"{images.removeprefix('clean ')} with noise {self.noise:g}"
+        hsic = ", unbiased HSIC" if self.debiased else ""
+        test = " of the test part" if self.data == "test" else ""
+        how = f"{kernel}, centred, float64{hsic}, {of} on {images}{test}; of text at a token a sentence"
+        return {"cka": {"estimator": how}}
 
 
 class Distance(Settings):

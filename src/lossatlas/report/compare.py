@@ -19,10 +19,10 @@ from lossatlas.report import grid, grid_arrays, grid_texts
 from lossatlas.report.arrays import Arrays
 from lossatlas.report.markup import Markup, join, table, tag
 from lossatlas.report.page import Page, section
-from lossatlas.report.plain import without_nan
 from lossatlas.report.sentences import Sentence, place
 from lossatlas.report.words import counted, with_error
 from lossatlas.results import axes_of
+from lossatlas.settings import without_nan
 
 SCRIPTS = ("base.js", "numbers.js", "tables.js", "figure.js", "map.js", "compare.js")
 SIDES = ("a", "b")

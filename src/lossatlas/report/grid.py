@@ -15,7 +15,7 @@ from lossatlas.report import grid_arrays, grid_texts
 from lossatlas.report.arrays import Arrays
 from lossatlas.report.markup import Markup, join
 from lossatlas.report.page import Page, plotly_source
-from lossatlas.report.plain import without_nan
+from lossatlas.settings import without_nan
 
 SCRIPTS = (
     "base.js",

@@ -18,7 +18,7 @@ from lossatlas.report.arrays import Arrays
 from lossatlas.report.grid_arrays import colour_maps, described
 from lossatlas.report.markup import Markup, join, tag
 from lossatlas.report.page import Page, plotly_source
-from lossatlas.report.plain import without_nan
+from lossatlas.settings import without_nan
 
 SCRIPTS = ("base.js", "numbers.js", "tables.js", "figure.js", "charts.js", "matrix.js", "local.js")
 DRAWN = ("line", "surface", "plane", "spectrum", "density", "mined", "connection", "comparison")  # by the page

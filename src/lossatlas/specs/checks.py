@@ -10,6 +10,17 @@ from typing import Any
 from lossatlas import measures, registry
 from lossatlas.specs.schema import AXES, LOADS, TEMPERATURES, Optimizer, Schedule, Spec, Train
 
+# The measures that variants may differ in, and what of each is set side by side.
+ABLATED: Mapping[str, str] = {
+    "cka": "cka",
+    "connectivity": "mode_connectivity",
+    "hessian": "ln_hessian_trace",
+    "disagreement": "disagreement",
+    "bleu": "bleu",
+}
+_FOLDERS = ("store", "figures", "failed", "logs", "running", "slurm")  # of a run, beside those of its variants
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
 LARGEST_SEED = 2**63 - 1  # the results keep seeds as 64-bit integers
 
 
@@ -25,6 +36,7 @@ def problems(spec: Spec) -> list[str]:
         *_name_problems(spec),
         *_data_problems(spec),
         *_text_problems(spec),
+        *_variant_problems(spec),
         *(measures.problems(asked, spec.seeds, text=_is_text(spec)) if spec.seeds else []),
     ]
 
@@ -42,6 +54,24 @@ def _seed_problems(seeds: tuple[int, ...]) -> list[str]:
         problems.append("seeds: none was given; give at least one, two for measures of pairs")
     if len(set(seeds)) < len(seeds):
         problems.append(f"seeds: {list(seeds)} was given; allowed is each seed once")
+    return problems
+
+
+def _variant_problems(spec: Spec) -> list[str]:
+    """What is wrong with the names and the keys of variants; that each is a valid spec is checked one by one."""
+    problems = []
+    for name, changes in spec.variants.items():
+        where = f"variants.{name}"
+        if not _FOLDER.fullmatch(name) or name in _FOLDERS:
+            problems.append(
+                f"{where}: its name is that of a folder; allowed are letters, digits and . _ + -, and none of "
+                f"{', '.join(_FOLDERS)}"
+            )
+        for key in changes:
+            parts = key.split(".")
+            if len(parts) < 3 or parts[0] != "measures" or parts[1] not in ABLATED:
+                allowed = ", ".join(f"measures.{section}" for section in ABLATED)
+                problems.append(f"{where}: {key} was given; variants differ in keys of {allowed}")
     return problems
 
 

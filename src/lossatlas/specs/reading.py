@@ -71,7 +71,25 @@ def validate(raw: Mapping[str, Any], source: str) -> Spec:
     problems = checks.problems(spec)
     if problems:
         raise SpecError(source, problems)
+    variants(spec, source)
     return spec
+
+
+def variants(spec: Spec, source: str = "") -> dict[str, Spec]:
+    """The spec of every variant by its name, an ordinary one; empty for a spec without variants.
+
+    Raises SpecError with every problem of every variant.
+    """
+    found, problems = {}, []
+    for name, changes in spec.variants.items():
+        raw = spec.model_dump(mode="json", exclude_unset=True, exclude={"variants"})
+        try:
+            found[name] = validate(overridden({**raw, "name": f"{spec.name}/{name}"}, changes), name)
+        except SpecError as error:
+            problems += [f"variants.{name}: {line}" for line in error.problems]
+    if problems:
+        raise SpecError(source or spec.name, problems)
+    return found
 
 
 def slurm_section(raw: Mapping[str, Any], source: str) -> Slurm:
@@ -173,8 +191,9 @@ def scaled(spec: Spec, scale: float) -> Spec:
     """The same experiment, smaller: about `scale` of each axis's values, of seeds, epochs and training samples.
 
     Of the sizes of a model the smallest values stay, since the largest take most of the time, and one that is no
-    axis shrinks, too; of other axes the ends stay. At least two values an axis (where it has them), two seeds and
-    one epoch are left. Training samples are fewer where the number of all is known, but never fewer than a batch.
+    axis shrinks, too; of other axes the ends stay, of batch sizes those up to `scale` of the largest, so that an
+    epoch of fewer samples has as many steps. At least two values an axis (where it has them), two seeds and one
+    epoch are left. Training samples are fewer where the number of all is known, but never fewer than a batch.
     `reduced` tells what is less. Raises SpecError unless 0 < scale <= 1.
     """
     if not 0 < scale <= 1:
@@ -197,15 +216,24 @@ def scaled(spec: Spec, scale: float) -> Spec:
         raw["train"]["keep"] = sorted({min(epoch, raw["train"]["epochs"]) for epoch in spec.train.keep})
     connectivity = raw.get("measures", {}).get("connectivity")
     if connectivity is not None:
-        connectivity["epochs"] = max(1, round(scale * spec.measures.model_dump()["connectivity"]["epochs"]))
-        if isinstance(connectivity.get("pairs"), int | list):
-            connectivity["pairs"] = _pairs_left(connectivity["pairs"], raw["seeds"])
-    for section in (raw["train"], connectivity or {}):
-        if "n_ref" in section:
-            section["n_ref"] = max(1, round(scale * section["n_ref"]))
+        connectivity["epochs"] = spec.measures.model_dump()["connectivity"]["epochs"]
+        _scale_curve(connectivity, scale, raw["seeds"])
+    for changes in raw.get("variants", {}).values():
+        _scale_curve(changes, scale, raw["seeds"], "measures.connectivity.")
+    if "n_ref" in raw["train"]:
+        raw["train"]["n_ref"] = max(1, round(scale * raw["train"]["n_ref"]))
     _take_fewer_samples(raw, spec, scale)
     small = validate(raw, f"{spec.name} scaled by {scale:g}")
     return small.model_copy(update={"reduced": _told(spec, small, scale)})
+
+
+def _scale_curve(settings: dict[str, Any], scale: float, seeds: Sequence[int], prefix: str = "") -> None:
+    """Shorten the training of a curve in place, of which these are given; fewer seeds have fewer pairs."""
+    for key in ("epochs", "n_ref"):
+        if prefix + key in settings:
+            settings[prefix + key] = max(1, round(scale * settings[prefix + key]))
+    if isinstance(settings.get(prefix + "pairs"), int | list):
+        settings[prefix + "pairs"] = _pairs_left(settings[prefix + "pairs"], seeds)
 
 
 def _some(axis: str, values: Sequence[Any], scale: float) -> list[Any]:
@@ -214,6 +242,8 @@ def _some(axis: str, values: Sequence[Any], scale: float) -> list[Any]:
     keep = min(len(ordered), max(2, round(scale * len(ordered))))
     if axis in MODEL_SIZES:
         return ordered[:keep]
+    if axis == "batch_size":
+        ordered = [size for k, size in enumerate(ordered) if k < keep or size <= scale * ordered[-1]]
     return [ordered[round(i * (len(ordered) - 1) / max(1, keep - 1))] for i in range(keep)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
@@ -196,6 +196,24 @@ class Phases(Settings):
     cka: Finite | None = None
 
 
+def _dotted(value: Any) -> Any:
+    """What each variant changes, by dotted keys: in TOML `a.b = 1` is a table in a table, `"a.b" = 1` is not."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: dict(_leaves(changes)) if isinstance(changes, dict) else changes for name, changes in value.items()
+    }
+
+
+def _leaves(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        inner = _leaves(value) if isinstance(value, dict) else [("", value)]
+        yield from ((f"{key}.{rest}" if rest else key, leaf) for rest, leaf in inner)
+
+
+Variants = Annotated[dict[str, dict[str, Any]], BeforeValidator(_dotted)]
+
+
 class Spec(Settings):
     """A whole run: the grid, its seeds, the task, the training and the measures.
 
@@ -214,6 +232,7 @@ class Spec(Settings):
     measures: Measures = Measures()
     phases: Phases = Phases()
     slurm: Slurm = Slurm()
+    variants: Variants = Field(default_factory=dict)  # the models measured in several ways: keys of `measures`
     reduced: str = ""  # what `--scale` has taken away, for captions; no result hangs on it
 
     @property

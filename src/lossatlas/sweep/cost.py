@@ -90,7 +90,7 @@ class Estimate:
 
 def estimate(plan: Plan, facts: Facts, costs_of: Costs | None = None) -> Estimate:
     """Predict the cost of every step of a plan: of each model by `costs_of`, or by timing a few training steps."""
-    costs = (costs_of or _model_costs)({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
+    costs = (costs_of or model_costs)({_model_key(task): task for task in map(plan.task, plan.cells)}, facts)
     kinds = plan.kinds()
     known: dict[tuple[int, int], tuple[tuple[float, ...], float]] = {}  # by the task and training that cells share
     found = []
@@ -113,7 +113,7 @@ def _model_key(task: Task) -> str:
     return task.model.model_dump_json()
 
 
-def _model_costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost]:
+def model_costs(tasks: Mapping[str, Task], facts: Facts) -> dict[str, ModelCost]:
     """The cost of each model: some are probed, spread evenly by size, the smallest first, within PROBE_SECONDS."""
     probed: dict[str, ModelCost] = {}
     with one_thread(), torch.random.fork_rng(devices=[]):

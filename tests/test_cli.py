@@ -285,7 +285,7 @@ def test_plan_runs_nothing(tmp_path: Path) -> None:
 def test_presets_are_listed(tmp_path: Path) -> None:
     done = command.run(tmp_path, "presets")
     rows = [line.split("\t") for line in done.out.splitlines()]
-    assert [row[0] for row in rows] == ["name", *presets.names()]
+    assert [row[0] for row in rows] == ["name", *presets.names(), *presets.studies()]
     fig3 = dict(zip(rows[0], next(row for row in rows if row[0] == "yang2021/fig3"), strict=True))
     assert fig3["models"] == "1050"
     assert fig3["axes"] == "14 width x 15 batch_size"

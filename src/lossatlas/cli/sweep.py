@@ -15,10 +15,12 @@ from lossatlas import specs
 from lossatlas.cli.output import SOME_FAILED, duration, guarded, note, say, size, table
 from lossatlas.errors import FileError, UserError
 from lossatlas.specs import Spec
+from lossatlas.studies.reading import is_study
 
 if TYPE_CHECKING:
+    from lossatlas.cli.variants import Needs
     from lossatlas.registry import Facts
-    from lossatlas.sweep.cost import Estimate
+    from lossatlas.studies.schema import Study
     from lossatlas.sweep.plan import Plan
 
 SourceArgument = Annotated[
@@ -47,20 +49,21 @@ EngineOption = Annotated[
 @guarded
 def presets() -> None:
     """The named experiments, with the number of models they train and what that takes."""
-    from lossatlas.cli import running
+    from lossatlas.cli import study, variants
     from lossatlas.sweep import flops
-    from lossatlas.sweep.cost import estimate
 
-    here, gpu = flops.costs_on(flops.this_machine()), flops.costs_on(flops.GPU)
+    here, gpu = flops.this_machine(), flops.GPU
     rows = []
     for name in presets_.names():
         spec = specs.parse(presets_.text(name), f"preset {name}")
-        facts, cells = running.plan_without_data(spec)
-        models, epochs = len(cells) * len(spec.seeds), _epochs(cells, facts)
+        facts, plans = variants.plans(spec)
+        models, epochs = len(plans[0]) * len(spec.seeds), _epochs(plans[0], facts)
         axes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in spec.axes)
         task = f"{spec.task.model.name} on {spec.task.data.name}"
-        times = [duration(estimate(cells, facts, costs).total(cells)) for costs in (here, gpu)]
+        costs = [flops.costs_on(machine) for machine in (here, gpu)]
+        times = [duration(variants.together(plans, facts, each).seconds) for each in costs]
         rows.append([name, task, axes, str(len(spec.seeds)), str(models), str(epochs), *times])
+    rows += study.preset_rows(here, gpu)
     table(["name", "task", "axes", "seeds", "models", "epochs", "one core here", "one GPU"], rows)
     note(
         "Times are from the operations counted: of one process at the speed of a small ResNet18 measured here, "
@@ -71,12 +74,16 @@ def presets() -> None:
 @guarded
 def plan(source: SourceArgument, settings: SetOption = None, scale: ScaleOption = None) -> None:
     """What a run would do and cost: models, epochs, time, memory, disk. Runs nothing."""
-    from lossatlas.cli import running
-    from lossatlas.sweep.cost import estimate
+    from lossatlas.cli import variants
 
+    if is_study(source):
+        from lossatlas.cli import study
+
+        study.plan(_study(source, settings, scale))
+        return
     spec = _spec(source, settings, scale)
-    facts, cells = running.plan_without_data(spec)
-    _print_plan(cells, facts, estimate(cells, facts))
+    facts, plans = variants.plans(spec)
+    _print_plan(spec, plans[0], facts, variants.together(plans, facts))
 
 
 @guarded
@@ -108,6 +115,17 @@ def run(
     """Train and measure what is missing of a grid, label its phases and draw it. Run again, it continues."""
     from lossatlas.sweep.engine import chosen as chosen_engine
 
+    if is_study(source):
+        from lossatlas.cli import study
+
+        asked = _study(source, settings, scale)
+        folder = study.out_of(source, out, asked)
+        wanted = {"name": engine, "workers": workers, "per_gpu": per_gpu, "device": device}
+        study.refuse({"--engine slurm": engine == "slurm", "--slurm": slurm, "--write-only": write_only})
+        if failures := study.run(asked, folder, store, chosen_engine(folder, wanted)):
+            note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
+            raise typer.Exit(SOME_FAILED)
+        return
     spec = _spec(source, settings, scale)
     folder = _out(source, out, spec)
     flags = dict(assignment(text, "--slurm", "partition=gpu") for text in slurm or [])
@@ -115,14 +133,15 @@ def run(
     chosen = chosen_engine(folder, given)
     if write_only and chosen.name != "slurm":
         raise UserError(f"--write-only was given, and the engine is {chosen.name}. Give --engine slurm.")
-    from lossatlas.cli import engines
+    from lossatlas.cli import engines, variants
 
+    kind = variants if spec.variants else engines
     if write_only:
-        for script in engines.write_only(spec, folder, store, chosen):
+        for script in kind.write_only(spec, folder, store, chosen):
             say(f"sbatch {shlex.quote(str(script))}")
         note(f"These lines submit it. When the jobs are done, `lossatlas run {folder}` writes the results.")
         return
-    failures = engines.run(spec, folder, store, chosen)
+    failures = kind.run(spec, folder, store, chosen)
     if failures:
         note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
         note("`lossatlas run` again tries them again; their traces are in the folder failed/.")
@@ -144,6 +163,13 @@ def worker(
     """Do the cells of one shard of a planned run: what `lossatlas run` starts, and any other scheduler may."""
     from lossatlas.cli import working
 
+    if is_study(str(folder)):
+        from lossatlas.cli import study
+
+        if failures := study.worker(folder, shard, of, device):
+            note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
+            raise typer.Exit(SOME_FAILED)
+        return
     if pipe:
         working.from_pipe(folder, device)
         return
@@ -166,6 +192,7 @@ def worker(
 def cancel(folder: FolderArgument) -> None:
     """End all jobs of a run in Slurm; what is finished is kept, and `lossatlas run` continues."""
     from lossatlas.sweep import slurm
+    from lossatlas.sweep.run import variant_folders
 
     if not (folder / "spec.json").is_file():
         raise FileError(
@@ -173,7 +200,8 @@ def cancel(folder: FolderArgument) -> None:
         )
     slurm.check_installed()
     try:
-        ended = slurm.cancel(folder)
+        begun = [each for each in variant_folders(folder).values() if each.is_dir()]
+        ended = [task for each in begun or [folder] for task in slurm.cancel(each)]
     except slurm.NotNow as error:
         raise UserError(f"Slurm does not answer ({error}). Try again later.") from error
     say(f"{len(ended)} jobs were cancelled. `lossatlas run {folder}` continues.")
@@ -194,9 +222,18 @@ def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
         spec = specs.read(path, overrides)
     else:
         raise FileError(
-            f"{source!r} is neither a file, nor a folder, nor a preset. Presets are {', '.join(presets_.names())}."
+            f"{source!r} is neither a file, nor a folder, nor a preset. Presets are "
+            f"{', '.join([*presets_.names(), *presets_.studies()])}."
         )
     return spec if scale is None else specs.scaled(spec, scale)
+
+
+def _study(source: str, settings: list[str] | None, scale: float | None) -> Study:
+    """The study of a preset, a file or a folder, with --set and --scale applied."""
+    from lossatlas.studies import reading
+
+    found = reading.read(source, dict(assignment(text, "--set", "sizes.images=100") for text in settings or []))
+    return found if scale is None else reading.scaled(found, scale)
 
 
 def assignment(text: str, option: str, example: str) -> tuple[str, Any]:
@@ -227,19 +264,19 @@ def _epochs(plan: Plan, facts: Facts) -> int:
     return sum(each) * len(plan.spec.seeds)
 
 
-def _print_plan(plan: Plan, facts: Facts, estimate: Estimate) -> None:
-    spec = plan.spec
+def _print_plan(spec: Spec, plan: Plan, facts: Facts, needs: Needs) -> None:
     models = len(plan) * len(spec.seeds)
     rows = [
         ["name", spec.name],
         *[[f"{axis.role} axis", f"{axis.name}: {_listed(axis.values)}"] for axis in spec.axes],
+        *([["variants", ", ".join(spec.variants)]] if spec.variants else []),
         ["cells", str(len(plan))],
         ["models", str(models)],
         ["epochs", str(_epochs(plan, facts))],
-        ["steps", ", ".join(f"{count} {name}" for name, count in plan.counts().items())],
-        ["time", f"about {duration(estimate.total(plan))} in one process on this CPU"],
-        ["memory", f"about {size(estimate.memory)}"],
-        ["disk", f"up to {size(estimate.disk)}"],
+        ["steps", ", ".join(f"{count} {name}" for name, count in needs.steps.items())],
+        ["time", f"about {duration(needs.seconds)} in one process on this CPU"],
+        ["memory", f"about {size(needs.memory)}"],
+        ["disk", f"up to {size(needs.disk)}"],
     ]
     table(["plan", ""], rows)
 

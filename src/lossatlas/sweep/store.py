@@ -166,10 +166,11 @@ class Store:
         *,
         meta: Mapping[str, Any],
         arrays: Mapping[str, Arrays] | None = None,
+        others: Mapping[str, bytes] | None = None,
     ) -> None:
         """Keep a finished step under the key of `content`, all at once, and remove its checkpoint.
 
-        Raises FileError if it cannot be written.
+        `others` are further files by their names. Raises FileError if it cannot be written.
         """
         key = content_key(content)
         saved = {
@@ -178,7 +179,7 @@ class Store:
         }
         result = {"values": _encoded(record.values), "status": record.status, "reason": record.reason}
         parts = {"spec.json": _json(content), "meta.json": _json(meta), "result.json": _json(result)}
-        parts |= {f"{name}.safetensors": part for name, part in saved.items()}
+        parts |= {f"{name}.safetensors": part for name, part in saved.items()} | dict(others or {})
         parts[files.SUMS] = files.check_sums(parts)
         files.commit_folder(self.folder(step, key), parts, scratch=self.root)
         files.remove(self.unfinished(step, key))

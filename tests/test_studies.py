@@ -1,0 +1,541 @@
+"""Studies in the manner of [Xu2024]: what they ask for, what they keep, and that every preset runs through."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from matplotlib.figure import Figure
+
+import command
+import image_folders as layouts
+import libraries
+from lossatlas import local_results, presets, registry
+from lossatlas.errors import SpecError, UserError
+from lossatlas.figures.captions import captioned
+from lossatlas.landscape.checkpoints import StopFlag
+from lossatlas.landscape.lanczos import Eigenpairs, eigenpairs
+from lossatlas.settings import content_key
+from lossatlas.studies import reading, vectors, work
+from lossatlas.studies.catalogue import FIGURES
+from lossatlas.studies.index import Index
+from lossatlas.studies.items import Item, Unavailable
+from lossatlas.studies.schema import Header, KnownData, Sizes, Study
+from lossatlas.studies.subject import Subject
+from lossatlas.sweep.engine import Engine
+from lossatlas.sweep.store import Store
+from lossatlas.tasks import from_torchvision
+
+IMAGES = 140  # a part: a batch of 128 and a rest
+# What --scale leaves is still too much for a test.
+LITTLE = {
+    "images": 16,
+    "points": 11,
+    "grid": 5,
+    "gaussians": 2,
+    "pairs": 2,
+    "mining_epochs": 2,
+    "draws": 4,
+    "probes": 2,
+    "steps": 8,
+}
+TINY_TRAINING = {"train.epochs": 2, "train.keep": [0, 1, 2], "models.resnet32.model.width": 2}
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits: dict[str, layouts.Split] = {}
+    for seed, part in enumerate(("train", "test")):
+        images = [layouts.encoded(pixels, "PNG") for pixels in layouts.random_images(IMAGES, seed)]
+        splits[part] = images, np.arange(IMAGES) % 10
+    return layouts.write_parquet(tmp_path_factory.mktemp("cifar10"), splits, "img", "label")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for all presets."""
+    return tmp_path_factory.mktemp("store")
+
+
+def options(data: Path, **further: Any) -> list[str]:
+    given = {"data.cifar10.path": str(data), **{f"sizes.{name}": size for name, size in LITTLE.items()}, **further}
+    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
+    return [part for text in texts for part in ("--set", text)]
+
+
+def study(figure: int, **further: Any) -> Study:
+    given = {f"sizes.{name}": size for name, size in LITTLE.items()}
+    return reading.scaled(reading.read(f"xu2024/fig{figure}", {**given, **further}), 0.001)
+
+
+def subject_of(asked: Study, store: Path, known: KnownData | None = None) -> Subject:
+    facts = registry.DATA["cifar10"].facts
+    assert facts is not None
+    data = {name: known or KnownData(facts, "a fingerprint") for name in asked.data}
+    return work.subjects(asked, work.Sources(asked), data, Store(store), torch.device("cpu"))[0]
+
+
+# ---- every preset
+
+
+@pytest.mark.parametrize("name", presets.studies())
+def test_a_preset_runs_through_at_a_tiny_scale(name: str, cifar10: Path, shared: Path, tmp_path: Path) -> None:
+    arguments = ("run", name, "--out", "out", "--store", shared, "--scale", 0.001, *options(cifar10))
+    done = command.run(tmp_path, *arguments)
+    assert done.code == 0, done.err
+    assert "not drawn" not in done.err
+    drawn = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    stem = f"fig{reading.read(name).study.figure:02}-"
+    assert drawn
+    assert all(path.startswith(stem) and path.endswith((".pdf", ".png")) for path in drawn)
+    assert len([path for path in drawn if path.endswith(".pdf")]) == done.out.count(".pdf")
+    page = (tmp_path / "out" / "index.md").read_text()
+    assert "scaled by 0.001" in page
+
+
+def test_there_is_one_preset_a_figure() -> None:
+    assert {reading.read(name).study.figure for name in presets.studies()} == set(FIGURES)
+    assert all(reading.read(name).name == name for name in presets.studies())
+
+
+def test_the_recipe_is_that_of_the_paper() -> None:
+    asked = reading.read("xu2024/fig2")
+    assert len(asked.learners) == 15
+    for name, learner in asked.learners.items():
+        if name == "resnext101":
+            assert learner.train is None
+            continue
+        assert learner.train is not None
+        assert (learner.train.epochs, learner.train.batch_size) == (200, 128)
+        assert learner.train.keep == (0, 10, 50, 100, 200)
+        assert learner.train.optimizer.weight_decay == 5e-4
+        assert learner.train.optimizer.lr == (0.01 if name == "mobilenetv2" else 0.1)
+
+
+# ---- what is kept
+
+
+def test_nothing_is_done_twice_and_figures_share_their_models(cifar10: Path, tmp_path: Path) -> None:
+    arguments = ["--store", "store", "--scale", 0.001, *options(cifar10)]
+    assert command.run(tmp_path, "run", "xu2024/fig7", "--out", "seven", *arguments).code == 0
+    first = command.steps_done(tmp_path / "store")
+    assert sum(step.startswith("train/") for step in first) == 2
+    assert command.run(tmp_path, "run", "seven").code == 0  # the folder knows its store and its scale
+    assert command.steps_done(tmp_path / "store") == first
+    assert command.run(tmp_path, "run", "xu2024/fig12", "--out", "twelve", *arguments).code == 0
+    both = command.steps_done(tmp_path / "store")
+    assert first.items() <= both.items()
+    assert sum(step.startswith("train/") for step in both) == 2
+    pairs = [{step for step in steps if step.startswith("local-eigenpairs/")} for steps in (first, both)]
+    assert pairs[0] == pairs[1]  # those of Figure 12 are among those of Figure 7
+
+
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_study_that_was_stopped_goes_on(
+    blow: signal.Signals, code: int, cifar10: Path, shared: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", "xu2024/fig15", "--scale", 0.001, *options(cifar10)]
+    assert command.run(tmp_path, *arguments, "--out", "whole", "--store", shared).code == 0
+    running = command.Running(tmp_path, [*arguments, "--out", "stopped"], cwd=tmp_path)
+    running.wait_for(lambda: len(command.steps_done(tmp_path / "stopped" / "store")) >= 4)
+    assert running.process.pid is not None
+    os.kill(running.process.pid, blow)
+    assert running.finish().code == code, running.err
+    assert code != 130 or "`lossatlas run stopped` continues" in running.err
+    before = command.steps_done(tmp_path / "stopped" / "store")
+    assert command.run(tmp_path, "run", "stopped").code == 0
+    after = command.steps_done(tmp_path / "stopped" / "store")
+    assert before.items() <= after.items()
+    assert len(before) < len(after)
+    for path in (tmp_path / "stopped" / "store").glob("local-*/*/*/dataset.nc"):
+        twin = shared / path.relative_to(tmp_path / "stopped" / "store")
+        xr.testing.assert_identical(xr.load_dataset(path), xr.load_dataset(twin))
+
+
+def test_status_and_verify_know_a_study(cifar10: Path, tmp_path: Path) -> None:
+    arguments = ("run", "xu2024/fig6", "--out", "six", "--scale", 0.001, *options(cifar10))
+    assert command.run(tmp_path, *arguments).code == 0
+    told = command.status(tmp_path, tmp_path / "six")
+    assert told["steps"] == {"train": {"done": 2, "total": 2}, "local-distances": {"done": 1, "total": 1}}
+    assert command.run(tmp_path, "verify", "six").code == 0
+    (path,) = (tmp_path / "six" / "store").glob("local-distances/*/*/dataset.nc")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = command.run(tmp_path, "verify", "six", "--repair")
+    assert found.code == 1
+    assert "dataset.nc" in found.out
+    assert "1 of 2" not in command.run(tmp_path, "status", "six").err
+    assert command.run(tmp_path, "run", "six").code == 0
+    assert command.run(tmp_path, "verify", "six").code == 0
+
+
+def test_keys_stay_what_they_are() -> None:
+    """If this fails, raise the version of the step whose numbers change, or keep the content as it was."""
+    keys = []
+    for figure in FIGURES:
+        subject = subject_of(study(figure), Path("nowhere"))
+        assert subject.name == ("resnet32" if figure == 17 else "mlp")
+        pictures = work.pictures(study(figure), subject)
+        keys += [item.key for item in work.items(pictures)]
+    assert len(set(keys)) < len(keys)  # figures share results
+    assert content_key(sorted(set(keys))) == "0a7ef6025ea44449e5375826f52e13f6"
+
+
+def test_eigenpairs_come_back_as_they_were() -> None:
+    matrix = torch.diag(torch.tensor([3.0, 1.0, -2.0, 0.5], dtype=torch.float64))
+    found = eigenpairs(_Matrix(matrix), 1, which="both", seed=0)
+    again = vectors._unpacked(vectors._packed(found))
+    assert isinstance(again, Eigenpairs)
+    for name in Eigenpairs.__dataclass_fields__:
+        before, after = getattr(found, name), getattr(again, name)
+        same = torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+        assert same, name
+
+
+class _Matrix:
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self._matrix = matrix
+        self.size, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        return self._matrix @ v
+
+
+# ---- what is computed
+
+
+def test_a_curve_is_that_of_the_trained_weights(cifar10: Path, tmp_path: Path) -> None:
+    """The loss towards the other training, by hand: from the weights in the store and the images."""
+    asked = study(4, **{"data.cifar10.path": str(cifar10)})
+    store = Store(tmp_path)
+    sources = work.Sources(asked)
+    (subject,) = work.subjects(asked, sources, sources.known(), store, torch.device("cpu"))
+    listener = _Silent()
+    assert not work.train(subject, store, tmp_path / "failed", listener, StopFlag())
+    pictures = work.pictures(asked, subject)
+    work.make(subject, work.items(pictures), tmp_path / "failed", lambda _place, _count: None, StopFlag())
+    panel = pictures[0].panels[-1]
+    assert panel.title == "epoch 2: E'=2"
+    dataset = subject.shelf.get(panel.item)
+    states = [store.arrays("train", step.key, "epoch-2") for step in subject.training]
+    raw = sources.load("cifar10")
+    x = (torch.from_numpy(raw.train_inputs[:16]).float() / 255 - _wide(raw.mean)) / _wide(raw.std)
+    y = torch.from_numpy(raw.train_targets[:16])
+    assert None not in states
+    for lam, loss in zip(dataset["lambda"].values, dataset["loss"].values[0], strict=True):
+        w = {
+            name: torch.from_numpy(states[0][name] + np.float32(lam) * (states[1][name] - states[0][name]))  # type: ignore[index]
+            for name in states[0]  # type: ignore[union-attr]
+        }
+        hidden = F.relu(F.linear(x.flatten(1), w["1.weight"], w["1.bias"]))
+        expected = F.cross_entropy(F.linear(hidden, w["3.weight"], w["3.bias"]), y)
+        assert loss == pytest.approx(expected.item(), rel=1e-4)  # float32: 3,072 products a unit
+    assert dataset.attrs["guessing"] == pytest.approx(np.log(10))
+    path = store.folder(panel.item.step, panel.item.key) / "dataset.nc"
+    xr.testing.assert_identical(local_results.load(path), dataset)
+
+
+def _wide(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
+class _Silent:
+    def begins(self, step: Any) -> None: ...
+    def finished(self, step: Any, status: str) -> None: ...
+    def skipped(self, step: Any) -> None: ...
+    def advanced(self, step: Any, epoch: int, epochs: int, loss: float) -> None: ...
+
+
+def test_a_training_that_diverges_is_told_and_not_drawn(cifar10: Path, tmp_path: Path) -> None:
+    given = options(cifar10, **{"train.optimizer.lr": 1e30})
+    done = command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", "--scale", 0.001, *given)
+    assert done.code == 0, done.err
+    assert "the training of seed 0 diverged" in done.err
+    assert "diverged" in (tmp_path / "out" / "index.md").read_text()
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+def test_what_raises_is_noted_and_the_rest_is_made(tmp_path: Path) -> None:
+    subject = subject_of(study(12), tmp_path / "store")
+
+    def full() -> xr.Dataset:
+        raise RuntimeError("no memory left")
+
+    first = Item("local-eigenpairs", {"of": 1}, 0.0, full)
+    second = Item("local-line", {"of": 2}, 0.0, xr.Dataset, (first,))
+    third = Item("local-line", {"of": 3}, 0.0, xr.Dataset)
+    wanted = [first, second, third]
+    failures = work.make(subject, wanted, tmp_path / "failed", lambda _place, _count: None, StopFlag())
+    assert failures.keys() == {first.key, second.key}
+    assert "no memory left" in failures[first.key]
+    assert [subject.shelf.has(item) for item in wanted] == [False, False, True]
+    (note,) = (tmp_path / "failed").iterdir()
+    assert "Traceback" in json.loads(note.read_text())["trace"]
+
+
+def test_a_result_that_cannot_be_had_is_not_looked_for_again(tmp_path: Path) -> None:
+    subject, calls = subject_of(study(12), tmp_path / "store"), []
+
+    def none() -> xr.Dataset:
+        calls.append(1)
+        raise UserError("The directions span no plane.")
+
+    item = Item("local-surface", {}, 0.0, none)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="no plane"):
+            subject.shelf.get(item)
+    assert len(calls) == 1
+
+
+# ---- smaller
+
+
+def test_scaling_tells_what_is_less() -> None:
+    small = reading.scaled(reading.read("xu2024/fig2"), 0.1)
+    assert small.study.models == ("mlp",)
+    assert small.learners["mlp"].train is not None
+    assert small.learners["mlp"].train.keep == (0, 1, 5, 10, 20)
+    assert small.data["cifar10"].limit == 5000
+    assert (
+        small.reduced
+        == "scaled by 0.1: models 1/15, images looked at 100/1000, points of a curve 21/41, gaussians 3/5"
+    )
+    assert small.learners["mlp"].reduced == "epochs 20/200, width 13/128, images of either part 5000/50000"
+    assert small.study.random_weights
+    assert reading.scaled(reading.read("xu2024/fig2"), 1.0) == reading.read("xu2024/fig2")
+    kept = reading.scaled(reading.read("xu2024/fig2", {"study.random_weights": False}), 0.1)
+    assert not kept.study.random_weights
+    with pytest.raises(SpecError, match="--scale"):
+        reading.scaled(small, 0.0)
+
+
+def test_a_tiny_study_has_three_checkpoints() -> None:
+    small = reading.scaled(reading.read("xu2024/fig2"), 0.001)
+    assert small.learners["mlp"].train is not None
+    assert small.learners["mlp"].train.keep == (0, 1, 2)
+    subject = subject_of(small, Path("nowhere"))
+    assert (subject.early, subject.late) == (1, 2)
+
+
+# ---- mistakes
+
+
+def refused(folder: Path, *arguments: object) -> str:
+    done = command.run(folder, *arguments)
+    assert done.code == 2, (done.out, done.err)
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    changes = ['study.models=["mpl","mlp"]', "sizes.points=40", "study.seeds=[1,1]"]
+    told = refused(tmp_path, "run", "xu2024/fig3", *(part for text in changes for part in ("--set", text)))
+    assert "3 problems" in told
+    assert "Did you mean mlp?" in told
+    assert "odd numbers" in told
+    keep = refused(tmp_path, "plan", "xu2024/fig3", "--set", "train.epochs=300")
+    assert "models.mlp.train.keep" in keep
+    assert "300, the last epoch" in keep
+    assert "sizes.colour" in refused(tmp_path, "plan", "xu2024/fig3", "--set", "sizes.colour=1")
+    assert "width" in refused(tmp_path, "plan", "xu2024/fig3", "--set", "models.mlp.model.width=0")
+    assert "xu2024/fig3" in refused(tmp_path, "run", "xu2024/fig99")
+
+
+def test_a_study_takes_no_other_engine(tmp_path: Path) -> None:
+    assert "inline and processes" in refused(tmp_path, "run", "xu2024/fig3", "--engine", "slurm")
+    assert "--write-only" in refused(tmp_path, "run", "xu2024/fig3", "--write-only")
+
+
+def test_worker_processes_share_the_models(cifar10: Path, shared: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"study.models": ["mlp", "resnet32"], "models.mlp.model.width": 8}
+    scale = ("--scale", 1.0, *options(cifar10, **changes, **TINY_TRAINING))
+    done = command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", "--engine", "processes", *scale)
+    assert done.code == 0, done.err
+    logs = [(tmp_path / "out" / "logs" / f"worker-{k}.log").read_text() for k in (0, 1)]
+    assert not any("Traceback" in log for log in logs)
+    alone = command.run(tmp_path, "run", "xu2024/fig6", "--out", "alone", *scale)
+    assert alone.code == 0, alone.err
+    whole, parts = (command.steps_done(tmp_path / name / "store") for name in ("alone", "out"))
+    assert whole.keys() == parts.keys()
+    first = min(parts.values())
+    assert "0 trainings and 0 results to do" in command.run(tmp_path, "run", "out").err
+    assert min(command.steps_done(tmp_path / "out" / "store").values()) == first
+    assert "Allowed are 0 to 1" in refused(tmp_path, "worker", "out", "--shard", 2, "--of", 2)
+
+
+def test_a_folder_holds_one_study(cifar10: Path, tmp_path: Path) -> None:
+    arguments = ["--scale", 0.001, *options(cifar10)]
+    assert command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", *arguments).code == 0
+    assert "study" in refused(tmp_path, "run", "xu2024/fig7", "--out", "out", *arguments)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("...")
+    assert "not empty" in refused(tmp_path, "run", "xu2024/fig7", "--out", "mine", *arguments)
+    saved = tmp_path / "out" / reading.STUDY_FILE
+    saved.write_text(saved.read_text().replace("mlp", "mlq"))
+    assert "damaged" in refused(tmp_path, "run", "out")
+
+
+def test_the_documents_describe_all_of_it() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+    (block,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert reading.parse(block, "the documents").study.figure == 6
+    assert [name for name in Sizes.model_fields if f".{name}`" not in page] == []
+    assert [name for name in Header.model_fields if f".{name}`" not in page] == []
+
+
+def test_a_study_of_ones_own(tmp_path: Path) -> None:
+    text = """
+name = "mine"
+[study]
+figure = 6
+models = ["small"]
+[data.digits]
+[models.small]
+title = "a small network"
+data = "digits"
+model = { name = "mlp", width = 4 }
+train = { epochs = 2, keep = [0, 1, 2], optimizer = { lr = 0.05 } }
+[sizes]
+images = 20
+draws = 4
+"""
+    (tmp_path / "mine.toml").write_text(text)
+    done = command.run(tmp_path, "run", "mine.toml")
+    assert done.code == 0, done.err
+    assert (tmp_path / "runs/mine/figures/fig06-small-gradient-against-gaussians.png").is_file()
+    plan = dict(line.split("\t") for line in command.run(tmp_path, "plan", "mine.toml").out.splitlines())
+    assert (plan["trainings"], plan["epochs"], plan["results"]) == ("2", "4", "1")
+
+
+# ---- published weights
+
+
+def birds(folder: Path, count: int) -> Path:
+    images = [layouts.encoded(pixels, "JPEG") for pixels in layouts.random_images(count)]
+    return layouts.write_birds(folder, (images, np.arange(count)), (images[:2], np.arange(2)))
+
+
+def test_random_weights_stand_for_published_ones_and_the_caption_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries.torchvision_models()
+    from lossatlas.cli import study as commands
+
+    seen: list[str] = []
+
+    def noting(figure: Figure, text: str) -> Figure:
+        seen.append(text)
+        return captioned(figure, text)
+
+    monkeypatch.setattr(work, "captioned", noting)
+    given: dict[str, Any] = {
+        "study.models": ["mobilenetv2"],
+        "data.cub200.path": str(birds(tmp_path / "birds", 4)),
+        "train.batch_size": 4,
+        "models.mobilenetv2.model.width_mult": 0.1,
+        "sizes.images": 2,
+        "sizes.points": 5,
+        "sizes.gaussians": 1,
+    }
+    asked = study(2, **given)
+    assert asked.model_of(asked.learners["mobilenetv2"]).options == {"width_mult": 0.1}
+    assert not commands.run(asked, tmp_path / "out", None, Engine(device="cpu"))
+    (caption,) = seen
+    assert "from RANDOM weights in place of the published ones" in caption
+    assert "CUB-200-2011" in caption
+    assert "epochs 2/200" in caption
+
+
+def test_published_weights_that_are_not_at_hand_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries.torchvision_models()
+    from lossatlas.cli import study as commands
+
+    def offline(*_arguments: Any) -> None:
+        raise UserError("its published weights are not at hand.")
+
+    monkeypatch.setattr(from_torchvision, "_published", offline)
+    images = [layouts.encoded(pixels, "JPEG") for pixels in layouts.random_images(8)]
+    layouts.write_wordnet(tmp_path / "imagenet" / "val", (images, np.arange(8)))
+    given = {"study.models": ["resnext101"], "data.imagenet.path": str(tmp_path / "imagenet"), "sizes.images": 2}
+    asked = reading.read("xu2024/fig2", given)
+    with pytest.raises(UserError, match=r"--set study\.random_weights=true"):
+        commands.run(asked, tmp_path / "out", None, Engine(device="cpu"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_published_model_without_training(tmp_path: Path) -> None:
+    libraries.torchvision_models()
+    from lossatlas.cli import study as commands
+
+    images = [layouts.encoded(pixels, "JPEG") for pixels in layouts.random_images(8)]
+    layouts.write_wordnet(tmp_path / "imagenet" / "val", (images, np.arange(8)))
+    sizes = {"sizes.images": 2, "sizes.points": 5, "sizes.gaussians": 1}
+    given: dict[str, Any] = {
+        "study.models": ["resnext101"],
+        "data.imagenet.path": str(tmp_path / "imagenet"),
+        **sizes,
+    }
+    assert not commands.run(study(2, **given), tmp_path / "two", None, Engine(device="cpu"))
+    assert (tmp_path / "two" / "figures" / "fig02-resnext101-gaussian.png").is_file()
+    assert not commands.run(study(4, **given), tmp_path / "four", None, Engine(device="cpu"))
+    assert "takes a training" in (tmp_path / "four" / "index.md").read_text()
+
+
+# ---- captions and classes
+
+
+@pytest.mark.parametrize("projection", [None, "3d"])
+def test_a_caption_leaves_the_panels_as_they_are(projection: str | None) -> None:
+    figure = Figure(figsize=(4.0, 3.0), layout="constrained" if projection is None else None)
+    axes = figure.add_subplot(projection=projection)
+    axes.plot([0, 1], [0, 1], label="a line")
+    figure.legend(loc="outside upper center" if projection is None else "upper center")
+    figure.supxlabel("below")
+    figure.draw_without_rendering()
+    before = axes.get_window_extent().bounds
+    legend, label = figure.legends[0].get_window_extent(), figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    captioned(figure, "What is shown. " * 30)
+    figure.draw_without_rendering()
+    (caption,) = [text for text in figure.texts if text.get_gid() == "caption"]
+    box, grown = caption.get_window_extent(), figure.get_figheight() - 3.0
+    assert axes.get_window_extent().bounds[2:] == pytest.approx(before[2:], rel=1e-6)
+    assert axes.get_window_extent().y0 - before[1] == pytest.approx(grown * figure.dpi, abs=0.5)
+    moved = figure.legends[0].get_window_extent()
+    assert moved.y0 - legend.y0 == pytest.approx(grown * figure.dpi, abs=0.5)
+    below = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    assert below.y0 - label.y0 == pytest.approx(grown * figure.dpi, abs=0.5)
+    assert 0 <= box.y0 < box.y1 <= below.y0
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_the_index_counts_classes() -> None:
+    def curve(values: Callable[[np.ndarray[Any, Any]], Any]) -> xr.Dataset:
+        x = np.linspace(-1, 1, 11)
+        dataset = xr.Dataset(
+            {"loss": (("direction", "lambda"), [values(x)])}, coords={"lambda": x, "direction": ["d"]}
+        )
+        return dataset.assign_attrs(slice="curve")
+
+    index = Index()
+    for values in (np.square, np.square, partial(np.multiply, -1.0)):
+        index.note(("mlp", 3), curve(values))
+    index.missing.append("mlp: nothing")
+    assert index.counts == {"v-basin": 2, "v-side": 1}
+    page = index.text("A title", "At full size.")
+    assert "| v-basin | mlp (3: 2 of 3) |" in page
+    assert "| w-peak | not seen |" in page
+    assert "- mlp: nothing" in page
+    assert "## Surfaces" not in page

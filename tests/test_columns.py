@@ -27,6 +27,19 @@ def small(**options: object) -> xr.DataTree:
     return build(cells, **options)
 
 
+@pytest.mark.parametrize(
+    ("attrs", "at", "share"),
+    [
+        ({}, {"width": 4.0}, 0.0),
+        ({"spec": {"name": "published"}}, {"width": 4.0}, 0.0),
+        ({"spec": {"task": {"data": {"label_noise": 0.2}}}}, {"width": 4.0}, 0.2),
+        ({"spec": {"task": {"data": {"label_noise": 0.2}}}}, {"width": 4.0, "label_noise": 0.1}, 0.1),
+    ],
+)
+def test_the_label_noise_of_a_slice(attrs: dict, at: dict, share: float) -> None:
+    assert columns.label_noise(small(attrs=attrs), at) == share
+
+
 def test_a_slice_has_every_metric_with_its_error_and_the_phase() -> None:
     tree = small(spread=1.0)
     cells, labels = summary.cells(tree), phases.label(tree)

@@ -33,6 +33,7 @@ def test_the_statistic_is_that_of_all_four_cells(seed: int) -> None:
     assert a < b < c < d
     y = samples.mean(axis=1)
     assert found.sizes == pytest.approx((y[a] - y[b], y[c] - y[b], y[c] - y[d]), rel=1e-12)
+    assert min(np.divide(found.sizes, found.size_errors)) == pytest.approx(found.statistic, rel=1e-12)
 
 
 def isotonic_loss(y: np.ndarray, w: np.ndarray, increasing: bool) -> float:
@@ -145,6 +146,8 @@ def test_the_peak_is_placed_beside_the_edges() -> None:
     assert found.found == "yes"
     assert (found.start, found.valley, found.peak, found.end) == (1, 4, 16, 128)
     assert (found.fall, found.rise, found.second_fall) == pytest.approx((20, 15, 30))
+    error = math.sqrt(2 * 0.2**2 * np.var([-1.5, -0.5, 0.5, 1.5], ddof=1) / 4)  # of two means of four seeds
+    assert (found.fall_se, found.rise_se, found.second_fall_se) == pytest.approx((error, error, error))
     assert found.from_boundary == 0.5  # the edge lies between the fourth and the fifth cell, the peak is the fifth
     assert found.from_interpolation == -0.5  # the sixth cell is the first to fit its data
     assert (found.order, found.at) == ("upwards", {"batch_size": 16})

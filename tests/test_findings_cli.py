@@ -71,7 +71,12 @@ def test_the_files_hold_all_of_it(source: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{stem}.{kind}" for stem in ("trace_lines", "slice-width-16") for kind in ("pdf", "png")}
-    figures |= {f"slice-batch_size-{batch}.{kind}" for batch in (16, 32) for kind in ("pdf", "png")}
+    figures |= {
+        f"{stem}-batch_size-{batch}.{kind}"
+        for stem in ("slice", "descent")  # no search along two batch sizes
+        for batch in (16, 32)
+        for kind in ("pdf", "png")
+    }
     tables = {f"{name}.csv" for name in ("claims", "columns", "double_descent", "cells")}
     assert names == figures | tables | {"findings.json"}
     claims = rows((tmp_path / "out" / "claims.csv").read_text(), ",")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lossatlas import files, presets
+from lossatlas import files
 from lossatlas.cli import engines, study_workers
 from lossatlas.cli.engines import stopping
 from lossatlas.cli.output import duration, note, say, table
@@ -32,17 +32,13 @@ from lossatlas.sweep.store import Store
 from lossatlas.tasks import models
 
 
-def preset_rows(*machines: Machine) -> list[list[str]]:
-    """What `lossatlas presets` tells of each study."""
-    rows = []
-    for name in presets.studies():
-        study = reading.read(name)
-        found, shown = beforehand(study, machines), FIGURES[study.study.figure].title
-        times = [f"{'> ' * bool(found.unknown)}{duration(seconds)}" for seconds in found.seconds]
-        count = f"{len(study.study.models)} models"
-        seeds = str(len(study.study.seeds))
-        rows.append([name, shown, count, seeds, str(found.trainings), str(found.epochs), *times])
-    return rows
+def preset_row(name: str, *machines: Machine) -> list[str]:
+    """What `lossatlas presets` tells of a study."""
+    study = reading.read(name)
+    found, shown = beforehand(study, machines), FIGURES[study.study.figure].title
+    times = [f"{'> ' * bool(found.unknown)}{duration(seconds)}" for seconds in found.seconds]
+    count = f"{len(study.study.models)} models"
+    return [name, shown, count, str(len(study.study.seeds)), str(found.trainings), str(found.epochs), *times]
 
 
 def plan(study: Study) -> None:

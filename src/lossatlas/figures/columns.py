@@ -55,7 +55,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
 
     Raises UserError if the cells lie along no axis or several, or `peak` is no value of it.
     """
-    scale = _axis_of(cells)
+    scale = axis_of(cells)
     cells = cells.sortby(scale.name)
     if peak is not None and float(peak) not in scale.values:
         raise UserError(f"peak={peak:g} is no value of {scale.name}: {', '.join(map(number, scale.values))}.")
@@ -76,7 +76,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     phases = cells["phase"].values.astype(str)
     strip = figure.add_subplot(layout[0])
     prepare_x(strip, scale, numbers=False)
-    _draw_strip(strip, scale, phases)
+    draw_strip(strip, scale, phases)
     for place, (name, label) in enumerate(PANELS):
         axes = figure.add_subplot(layout[place + 1])
         prepare_x(axes, scale, numbers=place == len(PANELS) - 1)
@@ -85,18 +85,18 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
         for edge in _edges(scale, phases):
             axes.axvline(edge, color="#808080", linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1, gid="edge")
         if peak is not None:
-            axes.axvline(peak if scale.is_log else scale.values.index(float(peak)), gid="peak", **_peak_style())
+            axes.axvline(place_on(scale, peak), gid="peak", **peak_style())
         _draw_metric(axes, scale, cells, name, LINE_COLOURS[place])
     axes.set_xlabel(scale.label)
     if peak is not None:
         strip.annotate(
             "peak",
-            (peak if scale.is_log else scale.values.index(float(peak)), 1.0),
+            (place_on(scale, peak), 1.0),
             xycoords=("data", "axes fraction"),
             ha="center",
             va="bottom",
             size=SMALL - 1,
-            color=_peak_style()["color"],
+            color=peak_style()["color"],
         )
     return figure
 
@@ -131,7 +131,13 @@ def trace_lines(cells: xr.Dataset, *, title: str = "") -> Figure:
     return figure
 
 
-def _axis_of(cells: xr.Dataset) -> Scale:
+def place_on(scale: Scale, value: float) -> float:
+    """Where a value of the axis lies in the plot: the value itself, or its rank."""
+    return float(value) if scale.is_log else float(scale.values.index(float(value)))
+
+
+def axis_of(cells: xr.Dataset) -> Scale:
+    """The one axis of a slice; raises UserError where there is none, or several."""
     free = [str(dim) for dim in cells.dims]
     if len(free) != 1 or "role" not in cells[free[0]].attrs:
         raise UserError(
@@ -141,7 +147,7 @@ def _axis_of(cells: xr.Dataset) -> Scale:
     return scale_of(cells[free[0]])
 
 
-def _draw_strip(axes: Axes, scale: Scale, phases: NDArray[np.str_]) -> None:
+def draw_strip(axes: Axes, scale: Scale, phases: NDArray[np.str_]) -> None:
     """The phase of every cell by its colour; each run of cells is named where there is room."""
     edges = scale.edges
     span = scale.u_edges[-1] - scale.u_edges[0]
@@ -209,5 +215,6 @@ def _ramp(scale: Scale) -> list[tuple[float, ...]]:
     return [mpl.colormaps["viridis"](0.9 * float(norm(u))) for u in scale.u]
 
 
-def _peak_style() -> dict[str, Any]:
+def peak_style() -> dict[str, Any]:
+    """The line at the peak of a double descent."""
     return {"color": "#000000", "linewidth": 0.9, "linestyle": (0, (4, 1.5)), "zorder": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,6 +118,14 @@ def of_seeds(tree: xr.DataTree, name: str) -> xr.DataArray | None:
     models = tree["models"].to_dataset()
     coords = {dim: models[dim] for dim in (*held.dims, "seed")}
     return xr.DataArray(held.models[name], dims=(*held.dims, "seed"), coords=coords)
+
+
+def label_noise(tree: xr.DataTree, at: Mapping[str, float]) -> float:
+    """The share of training labels that were replaced: where the slice says none, that of the spec, else 0."""
+    if "label_noise" in at:
+        return at["label_noise"]
+    spec = json.loads(tree.attrs.get("spec", "{}"))
+    return float(spec.get("task", {}).get("data", {}).get("label_noise", 0.0))
 
 
 def best_of_columns(tree: xr.DataTree, labels: xr.Dataset, *, z: float = Z) -> list[Column]:

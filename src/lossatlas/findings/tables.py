@@ -100,7 +100,8 @@ def of_columns(columns: Sequence[Column]) -> Table:
 def of_descents(descents: Sequence[Descent]) -> Table:
     """The search for double descent along every slice."""
     numbers = ["n_cells", "statistic", "p_value", "p_adjusted", "start", "valley", "peak", "end"]
-    numbers += ["fall", "rise", "second_fall", "from_boundary", "from_interpolation"]
+    numbers += ["fall", "fall_se", "rise", "rise_se", "second_fall", "second_fall_se"]
+    numbers += ["from_boundary", "from_interpolation"]
     rows = [
         [
             each.axis,

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Quiet workers: spinning threads of a library that waits would slow down the others.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench presets-small clean
 
 demo: $(VENV)/.base  ## train and map the digits grid, and say where the phase figure is
 	$(BIN)/lossatlas run digits --out runs/digits
@@ -27,6 +27,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## the benchmarks; their tables go to benchmarks/results/
 	$(BIN)/python benchmarks/training.py
+
+presets-small: $(VENV)/.dev  ## every preset at a small scale, from data to figures, in runs/small; run again, it continues
+	$(BIN)/python benchmarks/presets_small.py
 
 $(VENV)/.base: pyproject.toml constraints/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import command
-from lossatlas import measures, results
+from lossatlas import measures, results, specs
 from lossatlas.errors import UserError
 from lossatlas.landscape import similarity
 from lossatlas.landscape.criterion import Criterion
@@ -548,3 +548,40 @@ def test_images_are_not_translated(tmp_path: Path) -> None:
     refused = command.run(tmp_path, "plan", command.edited(tmp_path, cka="bleu = {}"))
     assert refused.code == 2
     assert "measures.bleu: it is of translations" in refused.err
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("name", ["translation", "translation-connectivity"])
+def test_the_examples_are_specs_of_one_cell(name: str) -> None:
+    spec = specs.read(EXAMPLES / f"{name}.toml")
+    assert spec.name == name
+    assert len(spec.cells()) == 1
+
+
+@pytest.mark.slow
+def test_real_sentences_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="the extra [text] is not installed")
+    pytest.importorskip("sacrebleu", reason="the extra [text] is not installed")
+    changes = {
+        "task.data.path": shared_data / "multi30k",
+        "task.data.n_train": 64,
+        "load.embed_dim": [64],
+        "temperature.batch_size": [16],
+        "train.epochs": 100,
+        "measures.bleu.data": "train",
+    }
+    given = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    words = ["run", EXAMPLES / "translation.toml", "--out", "out", *given]
+    done = command.Running(tmp_path, words, cwd=tmp_path).finish(900)
+    assert done.code == 0, done.err
+    tree = results.load(tmp_path / "out" / "results.nc")
+    model = tree["models"].to_dataset().squeeze()
+    running = tree["history"]["running_loss"].values.ravel()
+    assert running[0] > 5  # guessing among some 4,000 tokens has log(4000) = 8.3, among the commonest less
+    assert float(model["train_loss"]) < 0.1
+    # Of the tokens of a sentence that is known by heart each is nearly certain, so greedy decoding finds them all.
+    assert float(model["bleu"]) > 95
+    assert int(model["bleu_sentences"]) == 64
+    assert float(model["test_loss"]) > 3  # 64 sentences teach no German

@@ -1,6 +1,7 @@
 # Everything sets itself up: on a machine with Python 3.11 or newer and nothing else, each target works as it is.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 # Quiet workers: spinning threads of a library that waits would slow down the others.
 export OMP_WAIT_POLICY = PASSIVE
@@ -11,7 +12,7 @@ demo: $(VENV)/.base  ## train and map the digits grid, and say where the phase f
 	$(BIN)/lossatlas run digits --out runs/digits
 
 test: lint  ## style, types, and all tests but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/pytest -m slow

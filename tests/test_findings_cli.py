@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import command
 from command import Finished
@@ -148,6 +149,34 @@ def test_mistakes_end_with_a_sentence(source: Path, tmp_path: Path, arguments: l
 def test_a_source_that_is_none(tmp_path: Path) -> None:
     for name in ("findings", "advise"):
         refused(command.run(tmp_path, name, tmp_path / "nowhere"), "does not exist")
+
+
+def test_a_slice_without_a_trace_has_no_lines_and_the_others_have(tmp_path: Path) -> None:
+    cells = {
+        (width, n, batch): {"loss": 1.0, **({"trace": 4.0} if n == 200 else {})}
+        for width in (2, 4)
+        for n in (100, 200)
+        for batch in (16, 32)
+    }
+    results.save(build(cells, axes=("width", "n_train", "batch_size")), tmp_path / "some.nc")
+    done = command.run(tmp_path, "findings", "some.nc", "--out", "out")
+    assert done.code == 0, done.err
+    drawn = [path.name for path in sorted((tmp_path / "out").glob("trace_lines*.png"))]
+    assert drawn == ["trace_lines-n_train-200.png"]
+
+
+def test_figures_say_what_a_scaled_run_has_less_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lossatlas import figures
+    from lossatlas.cli import findings as commands
+
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
+    source = saved(tmp_path, attrs={"spec": {"reduced": "scaled by 0.5 (seeds 4/8)"}})
+    commands.findings.__wrapped__(source, out=tmp_path / "out", at=["width=4"])
+    assert {"trace_lines", "slice-width-4"} <= drawn.keys()
+    for figure in drawn.values():
+        (caption,) = [text for text in figure.texts if text.get_gid() == "caption"]
+        assert caption.get_text() == "scaled by 0.5 (seeds 4/8)"
 
 
 @pytest.mark.parametrize(

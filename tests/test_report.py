@@ -13,7 +13,7 @@ import xarray as xr
 
 import command
 from grids import build
-from lossatlas import local_results, phases, report, results
+from lossatlas import local_results, phases, presets, report, results, specs
 from lossatlas.figures.grid import scale_of
 from lossatlas.findings import advice, claims, columns
 from lossatlas.findings.evidence import Evidence
@@ -21,6 +21,12 @@ from lossatlas.report import grid, page, sentences, words
 from lossatlas.report.arrays import Arrays
 from lossatlas.report.markup import Markup, script_json, table, tag
 from lossatlas.report.transitions import crossings, transitions
+from lossatlas.studies import reading as study_reading
+from lossatlas.sweep.cost import Estimate
+from lossatlas.sweep.plan import Plan
+from lossatlas.sweep.run import open_folder, write_plan, write_spec
+from lossatlas.sweep.store import Record
+from lossatlas.sweep.worker import note_failure
 from report_material import full, single_models
 
 NAN = math.nan
@@ -243,6 +249,92 @@ def test_mistakes_end_with_a_sentence(tmp_path: Path, arguments: list, says: str
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("out", [".", "sub", "results.nc", "sub/../results.nc"])
+def test_the_page_replaces_no_folder_and_no_results(tmp_path: Path, out: str) -> None:
+    (tmp_path / "sub").mkdir()
+    results.save(full(), tmp_path / "results.nc")
+    before = (tmp_path / "results.nc").read_bytes()
+    for source in (".", "results.nc"):
+        done = command.run(tmp_path, "report", source, "--out", out)
+        assert done.code == 2
+        assert ("is a folder. Name a file" if (tmp_path / out).is_dir() else "would replace") in done.err
+    assert (tmp_path / "results.nc").read_bytes() == before
+
+
+def test_folders_without_a_page_say_what_to_give(tmp_path: Path) -> None:
+    for name in ("study", "variants", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "study" / "study.json").write_bytes(
+        study_reading.as_file(study_reading.read("xu2024/fig7"), "", {})
+    )
+    write_spec(tmp_path / "variants", specs.parse(presets.text("yang2021/cka-ablation"), "ablation"))
+    for name, says in (
+        ("study", "give a file study/store/local-*/*/*/dataset.nc"),
+        ("variants", "Give one of them: variants/mixup-16, variants/mixup-1"),
+        ("other", "other holds no results. Give a run folder,"),
+    ):
+        done = command.run(tmp_path, "report", name)
+        assert (done.code, says in done.err) == (2, True), done.err
+
+
+def test_a_run_that_is_not_finished_shows_what_is_there(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    spec = specs.read(command.TINY)
+    plan, opened = Plan(spec, "f" * 32), open_folder(root, None)
+    names = tuple(name for name, _ in plan.kinds())
+    write_spec(root, spec)
+    write_plan(opened, plan, Estimate(names, np.ones((len(plan), len(names))), 0, np.ones(len(plan))))
+    none = command.run(tmp_path, "report", "run")
+    assert (none.code, "run has no trained model yet" in none.err) == (2, True)
+
+    first, second, third, *_ = [step for cell in plan for step in cell.steps if step.name == "train"]
+    values = {"epochs": 2, "running_loss": [2.0, 1.0], "running_error": [50.0, 40.0], "running_lr": [0.1, 0.1]}
+    for step in (first, second):
+        opened.store.commit("train", step.content, Record(values, "ok", ""), meta={})
+    note_failure(opened.failed, third, ValueError("no <b>luck</b>"))
+    damaged = opened.store.folder("train", second.key) / "result.json"
+    damaged.write_text("{}")
+    done = command.run(tmp_path, "report", "run")
+    assert done.code == 0
+    assert "`lossatlas run run` continues" in done.err
+    made = (tmp_path / "report.html").read_text()
+    total = sum(step.name == "train" for cell in plan for step in cell.steps)
+    assert f"Unfinished: </strong>2 of {total} models" in made
+    assert "1 failed" in made
+    assert damaged.read_text() == "{}"  # nobody's step is moved by looking at it
+    assert not (root / "results.nc").exists()
+
+
+def test_a_run_whose_models_all_failed_has_a_page() -> None:
+    tree = full()
+    for name in ("history", "curves", "models"):  # as they are collected without a single record
+        group = tree[name].to_dataset()
+        last = {"history": "epoch", "curves": "t", "models": "rank"}[name]
+        lost = {
+            key: variable.isel({last: 0}, drop=True) * np.nan
+            for key, variable in group.items()
+            if last in variable.dims
+        }
+        tree[name] = xr.DataTree(group.assign(lost))
+    tree["models"]["status"] = xr.full_like(tree["models"]["status"], "failed")
+    made = report.of_grid(tree, phases.label(tree))
+    assert "With failures: </strong>all 27 models; 27 failed" in made
+    assert "The test error was not measured of any model that is ok" in made
+
+
+def test_metrics_without_a_transition_are_told_in_one_sentence() -> None:
+    tree = build({(width, batch): {"phase": "I"} for width in (2, 4) for batch in (16, 32)})
+    told = sentences.where(evidence_of(tree, auto=True), [])
+    assert told.answer == "No transition in this grid in ln trace, loss, mc and CKA."
+
+
+def test_two_runs_with_other_thresholds_say_so() -> None:
+    tree = full()
+    runs = [("a", tree, phases.label(tree)), ("b", tree, phases.label(tree, thresholds={"cka": 0.5}))]
+    assert "Their thresholds differ, which alone can change a phase" in report.of_two(*runs)
+    assert "Their thresholds differ" not in report.of_two(runs[0], runs[0])
+
+
 def test_runs_on_other_axes_are_not_compared(tmp_path: Path) -> None:
     results.save(full(), tmp_path / "a.nc")
     results.save(full((4, 16)), tmp_path / "b.nc")
@@ -258,11 +350,16 @@ def test_runs_on_other_axes_are_not_compared(tmp_path: Path) -> None:
         assert says in done.err
 
 
-def test_single_models_have_no_second_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["line.nc", "line.nc"], ["results.nc", "line.nc"], ["line.nc", "--auto"]])
+def test_single_models_have_no_phases(tmp_path: Path, arguments: list) -> None:
+    results.save(full(), tmp_path / "results.nc")
     local_results.save(single_models()["line.nc"], tmp_path / "line.nc")
-    done = command.run(tmp_path, "report", "line.nc", "line.nc")
+    done = command.run(tmp_path, "report", *arguments)
     assert done.code == 2
-    assert "have no phases" in done.err
+    assert "line.nc holds results of single models, which have no phases. Give it alone" in done.err
+
+
+def test_damaged_files_end_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.nc").write_bytes(b"no file of results")
     done = command.run(tmp_path, "report", "broken.nc")
     assert done.code == 2

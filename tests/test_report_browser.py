@@ -98,6 +98,8 @@ def test_a_cell_tells_the_numbers_of_the_results(browser: Any, made: tuple[Path,
             unit = 10.0 ** -len(error.partition(".")[2])
             assert float(value) == pytest.approx(found, abs=0.51 * unit)
             assert float(error) == pytest.approx(sure, abs=0.51 * unit)
+        pair = shown.get_by_role("table").filter(has_text="mode connectivity (%)").locator("tbody tr").first
+        assert pair.locator("td").nth(1).inner_text().count(" ± ") == 1
         page.wait_for_selector('#story [data-figure^="running_loss"] [data-drawn] .scatterlayer .trace')
         assert shown.locator('[data-figure^="running_loss"] .scatterlayer .trace').count() == 3
         assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
@@ -350,7 +352,9 @@ def test_two_runs_show_their_differences(browser: Any, tmp_path: Path) -> None:
             error = math.hypot(*(float(each["test_accuracy_se"].sel(here)) for each in (a, b)))
             assert float(row["b_less_a"]) == pytest.approx(gap, rel=1e-12)
             assert float(row["b_less_a_se"]) == pytest.approx(error, rel=1e-12)
-        page.locator('#phases [data-figure="phases-a"] [data-cell="0"]').click()
+        page.locator('#phases [data-figure="phases-a"] [data-cell="0"]').focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "story"
         assert page.locator("#story h2").inner_text() == "width 2, batch size 16"
 
 
@@ -392,14 +396,19 @@ def test_results_of_single_models_are_drawn(browser: Any, of_models: Path, width
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_double_descent_is_marked_in_its_slice(browser: Any, tmp_path: Path) -> None:
-    accuracy = [60, 75, 80, 70, 60, 72, 85, 88]  # the error falls, rises and falls
+def with_double_descent() -> xr.DataTree:
+    """Along the width the test error falls, rises and falls."""
+    accuracy = [60, 75, 80, 70, 60, 72, 85, 88]
     cells = {
         (2**k, batch): {"phase": "I" if k < 4 else "IV-A", "accuracy": value}
         for k, value in enumerate(accuracy)
         for batch in (16, 32)
     }
-    _, path = saved(tmp_path, build(cells, n_seeds=5, spread=0.3))
+    return build(cells, n_seeds=5, spread=0.3)
+
+
+def test_double_descent_is_marked_in_its_slice(browser: Any, tmp_path: Path) -> None:
+    _, path = saved(tmp_path, with_double_descent())
     with opened(browser, path) as page:
         page.locator("#slices").scroll_into_view_if_needed()
         marked = page.locator('[data-figure="slice-along-width"] .annotation-text', has_text="double descent")
@@ -407,6 +416,58 @@ def test_double_descent_is_marked_in_its_slice(browser: Any, tmp_path: Path) -> 
         assert page.locator('[data-figure="slice-along-batch_size"]').count() == 1
         bands = page.locator('[data-figure="slice-along-width"] .scatterlayer .fills path')
         assert bands.count() >= 1
+
+
+def test_notes_are_read_on_dark_paper_and_phases_on_their_colours(browser: Any, tmp_path: Path) -> None:
+    _, path = saved(tmp_path, with_double_descent())
+    with opened(browser, path, scheme="dark") as page:
+        page.locator("#slices").scroll_into_view_if_needed()
+        texts = page.locator('[data-figure="slice-along-width"] .annotation-text')
+        texts.filter(has_text="double descent").wait_for()
+        for text, is_light in (("double descent", True), ("IV-A", False)):
+            fill = texts.filter(has_text=text).first.evaluate("each => getComputedStyle(each).fill")
+            brightness = [int(each) for each in re.findall(r"\d+", fill)[:3]]
+            assert min(brightness) > 150 if is_light else max(brightness) < 80
+
+
+def test_advice_is_said_once(browser: Any, tmp_path: Path) -> None:
+    # Sharp, and mode connectivity clearly above zero: two rules with the same advice.
+    _, path = saved(tmp_path, build({(2, 16): {"loss": 1.0, "trace": 9.0, "mc": 5.0, "cka": 0.5}}))
+    with opened(browser, path) as page:
+        page.locator("#phases [data-cell]").first.click()
+        told = page.locator("#story p", has_text="What would help").inner_text()
+        assert told.lower().count("longer training") == 1
+
+
+def test_differences_without_errors_are_pale(browser: Any, tmp_path: Path) -> None:
+    first, second = full(n_seeds=2), full(n_seeds=2)  # one pair a cell: its CKA has no error
+    second["pairs"]["cka"] = second["pairs"]["cka"] - 0.2
+    for name, tree in (("a.nc", first), ("b.nc", second)):
+        results.save(tree, tmp_path / name)
+    run("report", *(str(tmp_path / name) for name in ("a.nc", "b.nc")), "--out", str(tmp_path / "two.html"))
+    with opened(browser, tmp_path / "two.html") as page:
+        opacity = "cells => cells.map(cell => Number(cell.getAttribute('fill-opacity')))"
+        assert set(page.eval_on_selector_all('[data-figure="cka"] [data-cell]', opacity)) == {0.35}
+
+
+def test_models_on_a_plane_have_readable_letters_and_no_path(browser: Any, tmp_path: Path) -> None:
+    surface = single_models()["surface.nc"]
+    surface = surface.drop_vars([name for name in surface.data_vars if "trajectory" in str(name)])
+    places = {"alpha": [0.0, 0.8, 0.2], "beta": [0.0, 0.0, 0.6], "loss": [1.0, 2.9, 1.5]}
+    plane = surface.assign({f"model_{name}": ("model", values) for name, values in places.items()})
+    local_results.save(plane.assign_coords(model=["A", "B", "C"]), tmp_path / "plane.nc")
+    run("report", str(tmp_path / "plane.nc"), "--out", str(tmp_path / "plane.html"))
+    with opened(browser, tmp_path / "plane.html", width=390, scheme="dark") as page:
+        page.locator('[data-figure="plane.nc-plane"]').scroll_into_view_if_needed()
+        letters = page.locator('[data-figure="plane.nc-plane"] .textpoint text')
+        letters.first.wait_for()
+        assert letters.all_text_contents() == ["A", "B", "C"]
+        fills = letters.evaluate_all("texts => texts.map(each => getComputedStyle(each).fill)")
+        assert set(fills) == {"rgb(31, 29, 26)"}  # ink on markers of paper
+        page.locator('[data-figure="plane.nc-3d"]').scroll_into_view_if_needed()
+        page.wait_for_selector('[data-figure="plane.nc-3d"] [data-drawn] canvas', state="attached")
+        modes = """document.querySelector('[data-figure="plane.nc-3d"] .chart').data.map(each => each.mode)"""
+        assert page.evaluate(modes)[1:] == ["markers"]  # the models are no path
 
 
 def test_boundaries_are_those_of_the_figures(browser: Any, made: tuple[Path, Path]) -> None:

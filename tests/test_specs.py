@@ -221,8 +221,13 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     assert (small.seeds, small.train.epochs, small.task.data.n_train) == ((0, 1), 30, 15_000)
     assert small.measures.model_dump()["connectivity"]["epochs"] == 15
     assert small.reduced == (
-        "scaled by 0.3 (width 4/14, batch_size 4/15, seeds 2/5, epochs 30/100, samples 15000/50000)"
+        "scaled by 0.3 (width 4/14, batch size 4/15, seeds 2/5, epochs 30/100, curve epochs 15/50, "
+        "samples 15000/50000)"
     )
+    fig6 = specs.scaled(specs.parse(presets.text("yang2021/fig6"), "fig6"), 0.01)
+    assert max(fig6.load["n_train"]) == 500
+    assert "n train 2/10" in fig6.reduced
+    assert "samples 500/50000)" in fig6.reduced  # fewer amounts, and each of them less
     assert specs.scaled(fig3, 1.0) is fig3
     for wrong in (0, -1, 1.5, float("nan")):
         with pytest.raises(SpecError, match="allowed are numbers above 0 up to 1"):

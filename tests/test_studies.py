@@ -348,7 +348,65 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert "300, the last epoch" in keep
     assert "sizes.colour" in refused(tmp_path, "plan", "xu2024/fig3", "--set", "sizes.colour=1")
     assert "width" in refused(tmp_path, "plan", "xu2024/fig3", "--set", "models.mlp.model.width=0")
+    assert "allowed are images, points" in refused(tmp_path, "plan", "xu2024/fig3", "--set", "sizes.colour=1")
     assert "xu2024/fig3" in refused(tmp_path, "run", "xu2024/fig99")
+    assert "Did you mean xu2024/fig13?" in refused(tmp_path, "plan", "fig13")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({"models.mlp": 3}, ["models.mlp: 3 was given; it must be a table of keys"]),
+        ({"models": 3, "data": [1]}, ["data: [1] was given; it must be", "models: 3 was given; it must be"]),
+        ({"study": 3}, ["study: 3 was given; it must be"]),
+        ({"train": 3}, ["train: 3 was given; it must be"]),
+        ({"data.cifar10": "cifar10"}, ['data.cifar10: "cifar10" was given; it must be']),
+        ({"models.mlp.train": 3}, ["models.mlp.train: 3 was given; it must be"]),
+        ({"models.mlp.data": ["cifar10"]}, ['models.mlp.data: ["cifar10"] was given']),
+        ({"study.models": [["mlp"]]}, ['study.models.0: ["mlp"] was given']),
+        ({"study.seeds": [1, 1]}, ["study.seeds: [1, 1] was given; allowed are two that differ"]),
+        ({"models.mlp.model.name": "resnet3"}, ["models.mlp.model.name: 'resnet3' does not exist"]),
+        ({"models.mlp.train.epochs": 20}, ["20, the last epoch, such as [0, 20]"]),
+        ({"colour": 1}, ["colour: unknown key; allowed are name, study, data, models, sizes, reduced, train"]),
+        ({"models.mlp.titel": "MLP"}, ["models.mlp.titel: unknown key; allowed are title, ", "mean title?"]),
+        ({"data.cifar10.pth": "x"}, ["data.cifar10.pth: unknown key; allowed are name, path", "mean path?"]),
+    ],
+)
+def test_a_wrong_value_is_told_once_under_its_own_key(changes: dict[str, Any], problems: list[str]) -> None:
+    with pytest.raises(SpecError) as found:
+        reading.read("xu2024/fig7", changes)
+    told = str(found.value)
+    assert len(found.value.problems) <= len(changes) + ("study.models" in changes), told
+    for each in problems:
+        assert each in told
+
+
+def test_data_that_are_not_there_are_told_by_the_key_of_a_study(tmp_path: Path) -> None:
+    told = refused(tmp_path, "run", "xu2024/fig6", "--set", "data.cifar10.path=nowhere", "--scale", 0.001)
+    assert "data.NAME.path in a study" in told
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_trained(
+    cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lossatlas.cli import study as commands
+
+    def missing(name: str) -> None:
+        raise UserError(f"model {name!r} needs torchvision.")
+
+    monkeypatch.setattr(from_torchvision, "builder", missing)
+    asked = reading.read(
+        "xu2024/fig6",
+        {
+            "study.models": ["mlp", "mobilenetv2"],
+            "study.random_weights": True,
+            "data.cifar10.path": str(cifar10),
+            "models.mobilenetv2.data": "cifar10",
+        },
+    )
+    with pytest.raises(UserError, match="needs torchvision"):
+        commands.run(asked, tmp_path / "out", None, Engine(device="cpu"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_takes_no_other_engine(tmp_path: Path) -> None:
@@ -376,7 +434,10 @@ def test_worker_processes_share_the_models(cifar10: Path, shared: Path, tmp_path
 def test_a_folder_holds_one_study(cifar10: Path, tmp_path: Path) -> None:
     arguments = ["--scale", 0.001, *options(cifar10)]
     assert command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", *arguments).code == 0
-    assert "study" in refused(tmp_path, "run", "xu2024/fig7", "--out", "out", *arguments)
+    other = refused(tmp_path, "run", "xu2024/fig7", "--out", "out", *arguments)
+    assert "study.figure: the folder has 6, this one 7" in other
+    for words in (("phases", "out"), ("findings", "out"), ("advise", "out"), ("figures", "out", "--out", "drawn")):
+        assert "out is the folder of a study" in refused(tmp_path, *words)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("...")
     assert "not empty" in refused(tmp_path, "run", "xu2024/fig7", "--out", "mine", *arguments)
@@ -519,6 +580,18 @@ def test_a_caption_leaves_the_panels_as_they_are(projection: str | None) -> None
     assert below.y0 - label.y0 == pytest.approx(grown * figure.dpi, abs=0.5)
     assert 0 <= box.y0 < box.y1 <= below.y0
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_a_caption_lifts_a_legend_that_has_a_place_of_its_own() -> None:
+    figure = Figure(figsize=(4.0, 3.0))
+    axes = figure.add_axes((0.1, 0.3, 0.8, 0.6))
+    axes.plot([0, 1], [0, 1], label="a line")
+    figure.legend(loc="lower center", bbox_to_anchor=(0.5, 0.05))
+    figure.draw_without_rendering()
+    above = axes.get_window_extent().y0 - figure.legends[0].get_window_extent().y1
+    captioned(figure, "What is shown. " * 30)
+    figure.draw_without_rendering()
+    assert axes.get_window_extent().y0 - figure.legends[0].get_window_extent().y1 == pytest.approx(above, abs=0.5)
 
 
 def test_the_index_counts_classes() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lossatlas.cli.output import guarded, note, say, table
-from lossatlas.errors import UserError
+from lossatlas.errors import FileError, UserError
+from lossatlas.studies.reading import is_study
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,9 +49,8 @@ def phases(source: Source, out: OutOption = None, settings: SetOption = None, au
     """Label every cell with its phase, its margin and its probability under resampling of the seeds."""
     from lossatlas import files
     from lossatlas import phases as phases_
-    from lossatlas.published import load_source
 
-    labels = labelled(load_source(source), settings, auto=auto)
+    labels = labelled(opened(source), settings, auto=auto)
     header, rows = phases_.table(labels)
     if out is not None:
         files.write_file(out, phases_.to_csv(labels).encode())
@@ -71,15 +71,26 @@ def figures(
     limits: Annotated[str, typer.Option(help="Colour limits: data, or published as in [Yang2021].")] = "data",
 ) -> None:
     """Draw the phase map, the seven panels and the connectivity curves, as PDF and PNG."""
-    from lossatlas.published import load_source
-
     if limits not in ("data", "published"):
         raise UserError(f"--limits {limits!r} is unknown. Allowed are data and published.")
-    tree = load_source(source)
+    tree = opened(source)
     for path in draw(
         tree, labelled(tree, settings, auto=auto), out, limits="data" if limits == "data" else "published"
     ):
         say(str(path))
+
+
+def opened(source: Path) -> xr.DataTree:
+    """The results of a grid; raises FileError where there are none, with the way out."""
+    from lossatlas.published import load_source
+
+    if source.is_dir() and is_study(str(source)):
+        raise FileError(
+            f"{source} is the folder of a study, which has no grid and no phases: {source / 'index.md'} tells its "
+            f"results, {source / 'figures'} shows them, and `lossatlas run {source}` draws them anew. Give the "
+            "folder of a grid's run."
+        )
+    return load_source(source)
 
 
 def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool | None = None) -> xr.Dataset:
@@ -129,24 +140,31 @@ def note_rule(labels: xr.Dataset) -> None:
     note(f"Probabilities resample the seeds at these thresholds; {fixed}.")
 
 
+def reduced_of(tree: xr.DataTree) -> str:
+    """What `--scale` has taken away from the run that results are of; stands in figures."""
+    return str(json.loads(tree.attrs.get("spec", "{}")).get("reduced", ""))
+
+
 def draw(
     tree: xr.DataTree, labels: xr.Dataset, folder: Path, *, limits: Literal["data", "published"] = "data"
 ) -> list[Path]:
     """Draw all figures of results into a folder, a set for every value of further load axes; returns the files."""
     from lossatlas import figures as figures_
     from lossatlas import summary
+    from lossatlas.figures.captions import captioned
     from lossatlas.findings import columns
     from lossatlas.results import axes_of
 
     written = []
     load, temperature = axes_of(labels)
     slices = columns.places(labels, load[0], *temperature)  # one of nothing where there is one load
-    reduced = json.loads(tree.attrs.get("spec", "{}")).get("reduced", "")
+    reduced = reduced_of(tree)
     over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
     for at in slices:
         part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
-        title = "; ".join(filter(None, [columns.place_title(at), reduced]))
+        title = columns.place_title(at)
         drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
         for name, figure in drawn.items():
-            written += figures_.save(figure, folder / f"{name}{columns.place_suffix(at)}")
+            whole = captioned(figure, reduced) if reduced else figure
+            written += figures_.save(whole, folder / f"{name}{columns.place_suffix(at)}")
     return written

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, note_rule
+from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, note_rule, opened, reduced_of
 from lossatlas.cli.output import guarded, note, say, strict_json, table
 from lossatlas.errors import UserError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from lossatlas.findings.claims import Finding
     from lossatlas.findings.columns import Column, Place
@@ -50,11 +51,10 @@ def findings(
     """Check the claims of [Yang2021], whether zero loss pays at every load, and look for double descent."""
     from lossatlas.findings import claims, columns, double_descent, tables
     from lossatlas.findings.evidence import Evidence
-    from lossatlas.published import load_source
 
-    tree = load_source(source)
+    tree = opened(source)
     labels = labelled(tree, settings, auto=auto)
-    evidence = Evidence(tree, labels, against=None if against is None else load_source(against))
+    evidence = Evidence(tree, labels, against=None if against is None else opened(against))
     slices = [columns.cut(evidence.cells, labels, _place(text)) for text in at or []]
     checked = claims.check(evidence)
     best = columns.best_of_columns(tree, labels)
@@ -82,9 +82,8 @@ def advise(
     """Say for every cell what would help: more data, a larger model, another temperature, better convergence."""
     from lossatlas import files
     from lossatlas.findings import advice, tables
-    from lossatlas.published import load_source
 
-    labels = labelled(load_source(source), settings, auto=auto)
+    labels = labelled(opened(source), settings, auto=auto)
     found = tables.of_advice(advice.advise(labels))
     if out is not None:
         files.write_file(out, tables.to_csv(found).encode())
@@ -160,11 +159,11 @@ def _draw(
     from lossatlas.results import axes_of
 
     load, temperature = axes_of(labels)
-    if "ln_hessian_trace" in cells and np.isfinite(cells["ln_hessian_trace"]).any():
-        for at in columns.places(labels, load[0], *temperature):
-            name = f"trace_lines{columns.place_suffix(at)}"
-            figure = figures.trace_lines(cells.sel(at), title=columns.place_title(at))
-            figures.save(figure, folder / name)
+    for at in columns.places(labels, load[0], *temperature):
+        part = cells.sel(at)
+        if "ln_hessian_trace" in part and np.isfinite(part["ln_hessian_trace"]).any():
+            figure = figures.trace_lines(part, title=columns.place_title(at))
+            _save(figure, tree, folder / f"trace_lines{columns.place_suffix(at)}")
     for descent in descents:
         if descent.found == "yes":
             _draw_slice(folder, columns.cut(cells, labels, descent.at), descent.at, descents, tree)
@@ -181,7 +180,17 @@ def _draw_slice(
     searched = next((each for each in descents if each.at == at), None)
     peak = searched.peak if searched and searched.found == "yes" else None
     figure = figures.column(cells, peak=peak, title=title)
-    figures.save(figure, folder / f"slice{suffix}")
+    _save(figure, tree, folder / f"slice{suffix}")
     if searched and searched.found != "not measured" and "train_error" in cells:
         noise = columns.label_noise(tree, at)
-        figures.save(figures.descent(cells, searched, label_noise=noise, title=title), folder / f"descent{suffix}")
+        figure = figures.descent(cells, searched, label_noise=noise, title=title)
+        _save(figure, tree, folder / f"descent{suffix}")
+
+
+def _save(figure: Figure, tree: xr.DataTree, path: Path) -> None:
+    """Write a figure; below it stands what was taken away from its run."""
+    from lossatlas import figures
+    from lossatlas.figures.captions import captioned
+
+    reduced = reduced_of(tree)
+    figures.save(captioned(figure, reduced) if reduced else figure, path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lossatlas.cli.explore import AutoOption, SetOption, labelled
 from lossatlas.cli.output import guarded, note, say
-from lossatlas.errors import UserError
+from lossatlas.errors import FileError, UserError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 NAMES = (
     "spectrum",
@@ -46,15 +51,16 @@ def report(
     """Write one HTML page: phases, how sure they are, why, and every cell's story; or two runs side by side."""
     from lossatlas import files
     from lossatlas import report as report_
-    from lossatlas.published import load_source
 
-    local = _local_files(source)
-    if local:
-        page = _of_local(local, other, settings)
+    given = [path for path in (source, other) if path is not None]
+    local = {path: _local_files(path) for path in given}
+    _check_out(out, [*given, *(path / "results.nc" for path in given), *chain(*local.values())])
+    if any(local.values()):
+        page = _of_local(local, is_alone=other is None and not settings and auto is None)
     else:
         runs = []
-        for each in filter(None, (source, other)):
-            tree = load_source(each)
+        for each in given:
+            tree = _opened(each)
             runs.append((str(each), tree, labelled(tree, settings, auto=auto)))
         if len(runs) == 2:
             page = report_.of_two(runs[0], runs[1])
@@ -66,16 +72,55 @@ def report(
     note(f"{len(page) / 1e6:.1f} MB; opens from disk, without a network.")
 
 
-def _of_local(paths: list[Path], other: Path | None, settings: list[str] | None) -> str:
+def _check_out(out: Path, read: Iterable[Path]) -> None:
+    """Before any work: the page never takes the place of a folder or of what it is made from."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder. Name a file, such as --out {out / 'report.html'}.")
+    if out.resolve() in {path.resolve() for path in read}:
+        raise UserError(f"--out {out} would replace what the page is made from. Name another file.")
+
+
+def _of_local(local: Mapping[Path, list[Path]], *, is_alone: bool) -> str:
     from lossatlas import local_results
     from lossatlas import report as report_
 
-    if other is not None or settings:
+    if not is_alone:
+        named = next(path for path, found in local.items() if found)
         raise UserError(
-            f"{paths[0]} holds results of single models, which have no phases. "
-            "Leave out the second source and --set."
+            f"{named} holds results of single models, which have no phases. "
+            "Give it alone, without --set and --auto."
         )
+    (paths,) = local.values()
     return report_.of_local({path.name: local_results.load(path) for path in paths})
+
+
+def _opened(source: Path) -> xr.DataTree:
+    """The results of a grid, of an unfinished one those that are there; raises FileError with the way out."""
+    from lossatlas.published import is_published, load_source
+    from lossatlas.studies.reading import is_study, saved_store
+    from lossatlas.sweep.run import check_ordinary
+
+    if (source / "results.nc").is_file() or source.suffix == ".nc" or is_published(source):
+        return load_source(source)
+    if (source / "plan.json").is_file():
+        from lossatlas.cli.unfinished import so_far
+
+        tree = so_far(source)
+        note(f"{source} is not finished: the page shows what is there. `lossatlas run {source}` continues.")
+        return tree
+    check_ordinary(source)
+    if source.is_dir() and is_study(str(source)):
+        store = saved_store(source) or source / "store"
+        raise FileError(
+            f"{source} is the folder of a study: {source / 'index.md'} tells its results, {source / 'figures'} "
+            f"shows them. A page shows one of them: give a file {store}/local-*/*/*/dataset.nc."
+        )
+    what = "holds no results" if source.exists() else "does not exist"
+    raise FileError(
+        f"{source} {what}. Give a run folder, a results.nc, the published archive or folder of "
+        "nsfzyzz/loss_landscape_taxonomy, or a file or the folder of results of single models "
+        f"({', '.join(f'{name}.nc' for name in NAMES)})."
+    )
 
 
 def _local_files(source: Path) -> list[Path]:

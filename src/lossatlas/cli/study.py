@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from lossatlas.cli.engines import stopping
 from lossatlas.cli.output import duration, note, say, table
 from lossatlas.cli.progress import Stages
 from lossatlas.cli.running import chosen_device
-from lossatlas.errors import FileError, UserError
+from lossatlas.errors import FileError, SpecError, UserError
 from lossatlas.landscape.checkpoints import StopFlag
+from lossatlas.specs.reading import shortened
 from lossatlas.studies import reading, work
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.cost import beforehand, cost
@@ -27,7 +29,7 @@ from lossatlas.sweep import flops
 from lossatlas.sweep.engine import Engine
 from lossatlas.sweep.flops import Machine
 from lossatlas.sweep.plan import Step
-from lossatlas.sweep.run import default_folder
+from lossatlas.sweep.run import default_folder, differences
 from lossatlas.sweep.store import Store
 from lossatlas.tasks import models
 
@@ -118,7 +120,7 @@ def _prepared(
     found = work.subjects(study, sources, known, shelf, device)
     subjects = [subject for subject in found if only is None or subject.name in only]
     for subject in subjects:
-        work.check_weights(subject)
+        work.check_model(subject)
     if only is None:
         files.write_file(folder / reading.STUDY_FILE, reading.as_file(study, place, known))
         shelf.tidy()
@@ -208,15 +210,21 @@ def _pinned(study: Study) -> Study:
     return study.model_copy(update={"models": sections})
 
 
+def _difference(key: str, old: Any, new: Any) -> str:
+    return f"{key}: the folder has {shortened(json.dumps(old))}, this one {shortened(json.dumps(new))}"
+
+
 def _check_folder(study: Study, folder: Path) -> None:
     """Raise an error for a folder that holds something else."""
     if (folder / reading.STUDY_FILE).is_file():
         before, now = reading.saved(folder), study
-        differing = [name for name in ("study", "models", "sizes") if getattr(before, name) != getattr(now, name)]
-        if differing:
-            raise UserError(
-                f"The folder {folder} holds another study: {' and '.join(differing)} differ. Choose another with "
-                f"--out, or continue it with `lossatlas run {folder}`; finished work is shared by --store."
+        old, new = (each.model_dump(mode="json", include={"study", "models", "sizes"}) for each in (before, now))
+        if differing := [_difference(*each) for each in differences(old, new)]:
+            raise SpecError(
+                f"The folder {folder} holds another study: this one",
+                differing,
+                f"Choose another folder with --out, or continue it with `lossatlas run {folder}`; finished work "
+                "is shared by --store.",
             )
     elif folder.is_dir() and any(path.name != "store" for path in folder.iterdir()):
         raise FileError(f"{folder} is not empty and holds no study. Give another folder with --out, or remove it.")

@@ -15,6 +15,7 @@ from lossatlas import specs
 from lossatlas.cli.output import SOME_FAILED, duration, guarded, note, say, size, table
 from lossatlas.errors import FileError, UserError
 from lossatlas.specs import Spec
+from lossatlas.specs.checks import hint
 from lossatlas.studies.reading import is_study
 
 if TYPE_CHECKING:
@@ -236,9 +237,11 @@ def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     elif path.is_file():
         spec = specs.read(path, overrides)
     else:
+        known = [*presets_.names(), *presets_.studies()]
+        same = [name for name in known if name.endswith(f"/{source}")]
+        meant = f". Did you mean {' or '.join(same)}?" if same else hint(source, known) or "."
         raise FileError(
-            f"{source!r} is neither a file, nor a folder, nor a preset. Presets are "
-            f"{', '.join([*presets_.names(), *presets_.studies()])}."
+            f"{source!r} is neither a file, nor a folder, nor a preset. Presets are {', '.join(known)}{meant}"
         )
     return spec if scale is None else specs.scaled(spec, scale)
 
@@ -285,6 +288,7 @@ def _print_plan(spec: Spec, plan: Plan, facts: Facts, needs: Needs) -> None:
         ["name", spec.name],
         *[[f"{axis.role} axis", f"{axis.name}: {_listed(axis.values)}"] for axis in spec.axes],
         *([["variants", ", ".join(spec.variants)]] if spec.variants else []),
+        *([["reduced", spec.reduced]] if spec.reduced else []),
         ["cells", str(len(plan))],
         ["models", str(models)],
         ["epochs", str(_epochs(plan, facts))],

@@ -22,6 +22,7 @@ from lossatlas import figures as figures_
 from lossatlas import files, results, specs, summary
 from lossatlas.cli import engines, running
 from lossatlas.cli.output import Terminated, note, say, table
+from lossatlas.figures.captions import captioned
 from lossatlas.findings import columns, tables
 from lossatlas.findings import variants as ranks
 from lossatlas.registry import Facts
@@ -118,10 +119,10 @@ def _compare(spec: Spec, folder: Path) -> None:
         example = next(iter(cells.values()))
         load, temperature = axes_of(example)
         for at in columns.places(example, load[0], *temperature):
-            title = "; ".join(filter(None, [columns.place_title(at), spec.reduced]))
-            figure = figures_.variants(
-                {name: each.sel(at) for name, each in cells.items()}, quantity, notes=notes, key=KEY, title=title
-            )
+            parts = {name: each.sel(at) for name, each in cells.items()}
+            title = columns.place_title(at)
+            figure = figures_.variants(parts, quantity, notes=notes, key=KEY, title=title)
+            figure = captioned(figure, spec.reduced) if spec.reduced else figure
             stem = "variants" if len(quantities) == 1 else f"variants-{quantity}"
             written += figures_.save(figure, folder / "figures" / f"{stem}{columns.place_suffix(at)}")
     header, body = ranks.table(rows)

@@ -29,13 +29,16 @@ def captioned(figure: Figure, text: str) -> Figure:
     def lifted(y: float) -> float:
         return float(1 - share * (1 - y))
 
+    inverted = figure.transFigure.inverted()
+    anchors = [legend.get_bbox_to_anchor().transformed(inverted) for legend in figure.legends]
     figure.set_figheight(height + strip)
     for axes in figure.axes:
         for which in ("original", "active"):
             box = axes.get_position(original=which == "original")
             axes.set_position(Bbox.from_extents(box.x0, lifted(box.y0), box.x1, lifted(box.y1)), which=which)
-    for legend in figure.legends:
-        legend.set_bbox_to_anchor((0.0, 1 - share, 1.0, share), transform=figure.transFigure)
+    for legend, box in zip(figure.legends, anchors, strict=True):
+        anchor = Bbox.from_extents(box.x0, lifted(box.y0), box.x1, lifted(box.y1))
+        legend.set_bbox_to_anchor(anchor, transform=figure.transFigure)
     for label in figure.texts:
         x, y = label.get_position()
         label.set_position((x, lifted(y)))

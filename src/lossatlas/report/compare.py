@@ -13,6 +13,7 @@ import xarray as xr
 from lossatlas import summary
 from lossatlas.errors import UserError
 from lossatlas.figures.panels import METRICS
+from lossatlas.figures.style import plain
 from lossatlas.findings.columns import best_cell, of_seeds
 from lossatlas.findings.verdicts import Z, mean_and_error
 from lossatlas.report import grid, grid_arrays, grid_texts
@@ -126,7 +127,7 @@ def _body(runs: Sequence[Run], every: Sequence[xr.Dataset], order: Sequence[str]
             section("numbers-of", "Cells whose phase differs", _differing(runs, order)),
             section("origin", "Thresholds", *(_thresholds(run) for run in runs)),
         ),
-        tag("aside", id="story", aria_label="One cell", hidden=""),
+        tag("aside", id="story", aria_label="One cell", tabindex="-1", hidden=""),
     )
 
 
@@ -144,9 +145,11 @@ def _moved(runs: Sequence[Run]) -> Sentence:
         f"In {n} of the {counted(total, 'cell')} that have a phase in both; "
         f"in {int(sure.sum())} of them both labels are sure."
     )
-    return Sentence(
-        question, answer, f"Sure: a probability above {SURE:g} under resampling of the seeds, in both runs."
-    )
+    because = f"Sure: a probability above {SURE:g} under resampling of the seeds, in both runs."
+    first, second = (grid.rule_of(run.labels)["thresholds"] for run in runs)
+    if first != second:
+        because += " Their thresholds differ, which alone can change a phase: --set gives both the same."
+    return Sentence(question, answer, because)
 
 
 def _best(runs: Sequence[Run]) -> Sentence:
@@ -210,7 +213,7 @@ def _differing(runs: Sequence[Run], order: Sequence[str]) -> Markup:
 def _thresholds(run: Run) -> Markup:
     rule = grid.rule_of(run.labels)
     texts = [
-        f"{grid_texts.METRIC_WORDS[name]} {value:.6g} ({rule['origin'][name]})"
+        f"{grid_texts.METRIC_WORDS[name]} {plain(value, 6)} ({rule['origin'][name]})"
         for name, value in rule["thresholds"].items()
     ]
     return tag("p", f"{run.name}: {'; '.join(texts)}.", class_="because")

@@ -157,7 +157,8 @@ def _seeds(tree: xr.DataTree, order: list[str], arrays: Arrays) -> dict[str, Any
     named = [str(n) for n, v in models.data_vars.items() if set(v.dims) == set(dims) and v.dtype.kind in "biuf"]
     for name in named:
         arrays.add(f"seed.{name}", models[name].transpose(*dims).values)
-    if "rank" in models.dims:
+    has_ranks = bool(_with("rank", models, ["hessian_eigs"]))
+    if has_ranks:
         arrays.add("seed.hessian_eigs", models["hessian_eigs"].transpose(*dims, "rank").values)
     texts = {
         name: arrays.add_texts(f"seed.{name}", models[name].transpose(*dims).values)
@@ -173,7 +174,7 @@ def _seeds(tree: xr.DataTree, order: list[str], arrays: Arrays) -> dict[str, Any
         "values": [int(seed) for seed in models["seed"].values],
         "usable": list(summary.USABLE),
         "metrics": [described(models[name]) for name in named],
-        "ranks": "rank" in models.dims and int(models.sizes["rank"]),
+        "ranks": int(models.sizes["rank"]) if has_ranks else 0,
         "texts": texts,
     }
 
@@ -206,12 +207,18 @@ def _pairs(tree: xr.DataTree, order: list[str], arrays: Arrays) -> dict[str, Any
     found: dict[str, Any] = {"curves": [], "t": []}
     if "curves" in tree.children:
         curves = tree["curves"].to_dataset()
-        curves = curves[[name for name in CURVES if name in curves]].reindex(places)
+        t = curves["t"].values.tolist()
+        curves = curves[_with("t", curves, CURVES)].reindex(places)
         for curve, values in curves.data_vars.items():
             arrays.add(f"curve.{curve}", values.transpose(*dims, "t").values[..., first, second, :], "<f4")
-        found = {"curves": [described(v) for v in curves.data_vars.values()], "t": curves["t"].values.tolist()}
+        found = {"curves": [described(v) for v in curves.data_vars.values()], "t": t}
     listed = [[int(seeds[a]), int(seeds[b])] for a, b in zip(first, second, strict=True)]
     return {"values": listed, "metrics": [described(pairs[name]) for name in named], "texts": texts, **found}
+
+
+def _with(dim: str, dataset: xr.Dataset, names: Iterable[str]) -> list[str]:
+    """The variables that have a dimension: where not one model or pair has a record, they are without it."""
+    return [name for name in names if name in dataset and dim in dataset[name].dims]
 
 
 def _group(
@@ -221,7 +228,7 @@ def _group(
     if group not in tree.children:
         return {"metrics": [], along: []}
     dataset = tree[group].to_dataset().sortby(dims[:-2])
-    kept = [name for name in names if name in dataset]
+    kept = _with(along, dataset, names)
     for name in kept:
         arrays.add(f"{group}.{name}", dataset[name].transpose(*dims).values, "<f4")
     return {"metrics": [described(dataset[name]) for name in kept], along: dataset[along].values.tolist()}

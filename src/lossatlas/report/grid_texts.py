@@ -76,7 +76,8 @@ def what_was_run(tree: xr.DataTree, labels: xr.Dataset) -> str:
     """Task, model, axes and seeds in a sentence."""
     load, temperature = axes_of(labels)
     axes = [
-        f"{len(labels[name])} values of {axis_name(scale_of(labels[name]))} ({role}, {_range(labels[name])})"
+        f"{counted(len(labels[name]), 'value')} of {axis_name(scale_of(labels[name]))} "
+        f"({role}, {_range(labels[name])})"
         for role, names in (("load", load), ("temperature", temperature))
         for name in names
     ]
@@ -106,21 +107,24 @@ def completeness(tree: xr.DataTree) -> list[str]:
     models = _statuses(tree, "models")
     total = sum(models.values())
     there = total - models["missing"]
-    texts = [_share(there, total, "model")]
-    for status, count in sorted(models.items(), key=lambda entry: -entry[1]):
-        if status not in ("ok", "missing"):
-            texts.append(f"{count:,} {status}")
+    texts = [_share(there, total, "model"), *_not_ok(models)]
     if "pairs" in tree.children:
         pairs = _statuses(tree, "pairs")
-        texts.append(f"{sum(pairs.values()) - pairs['missing']:,} pairs of seeds measured")
-    complete = tag("strong", "Complete: " if there == total else "Unfinished: ")
-    return [complete, f"{texts[0]}; {', '.join(texts[1:])}." if texts[1:] else f"{texts[0]}."]
+        told = f"{counted(sum(pairs.values()) - pairs['missing'], 'pair')} of seeds"
+        texts.append(f"{told} ({', '.join(_not_ok(pairs))})" if _not_ok(pairs) else told)
+    opening = "Unfinished: " if there < total else "With failures: " if models["failed"] else "Complete: "
+    return [tag("strong", opening), f"{texts[0]}; {', '.join(texts[1:])}." if texts[1:] else f"{texts[0]}."]
 
 
 def _share(there: int, total: int, noun: str) -> str:
     if there == total:
-        return f"all {counted(total, noun)} trained and measured"
+        return f"all {counted(total, noun)}"
     return f"{there:,} of {counted(total, noun)} ({100 * there / total:.0f} %)"
+
+
+def _not_ok(statuses: Counter[str]) -> list[str]:
+    """`3 diverged`, the most frequent first."""
+    return [f"{count:,} {status}" for status, count in statuses.most_common() if status not in ("ok", "missing")]
 
 
 def _statuses(tree: xr.DataTree, group: str) -> Counter[str]:
@@ -162,9 +166,8 @@ def _advice(advice: Sequence[Advice]) -> Markup:
     if well:
         items.append(tag("li", tag("strong", "Nothing"), tag("span", f" – {counted(well, 'cell')} in IV-B.")))
     if not items:
-        return tag(
-            "div", tag("h2", "What would help?"), tag("p", "No cell has a phase, so nothing can be advised.")
-        )
+        nothing = tag("p", "No cell has a phase, so nothing can be advised.", class_="because")
+        return tag("div", tag("h2", "What would help?"), nothing, class_="advised")
     source = (
         "The conclusions of Yang et al. (2021) where their conditions hold; no prediction. "
         "Each cell's own advice is in its story."

@@ -22,6 +22,7 @@ from lossatlas.report.transitions import Transition
 from lossatlas.report.words import counted, listed, with_error
 
 _MOST_NAMED = 6  # columns in one sentence
+_WITHOUT = ": no transition"  # how `boundaries` ends its sentence on a metric
 _TURNS = {  # test -> what the two sides are called
     "sharp": ("sharp", "flat"),
     "mode_connectivity": ("poorly connected", "well connected"),
@@ -45,7 +46,8 @@ def best(evidence: Evidence) -> Sentence:
     accuracies = None if errors is None else 100.0 - errors
     cell = None if accuracies is None else best_cell(accuracies)
     if accuracies is None or cell is None:
-        return Sentence(question, "The test error was not measured, so no cell can be called the best.")
+        told = "The test error was not measured of any model that is ok, so no cell can be called the best."
+        return Sentence(question, told)
     labels = evidence.labels
     phase = str(labels["phase"].sel(cell).item())
     value, error = mean_and_error(accuracies.sel(cell).values)
@@ -92,7 +94,7 @@ def where(evidence: Evidence, found: Sequence[Transition]) -> Sentence:
     question = "Where are the transitions?"
     texts = [_capital(_transition(each)) for each in found]
     if len(axes(evidence.labels)) == 2 and not texts:
-        texts = [_capital(each) + "." for each in _one_sided(evidence)]
+        texts = _one_sided(evidence)
     if not texts:
         return Sentence(question, "No test changes anywhere in this grid: there is no transition to locate.")
     errors = "Errors are those of the seeds (jackknife) at these thresholds; positions are interpolated."
@@ -118,8 +120,12 @@ def _transition(each: Transition) -> str:
     )
 
 
-def _one_sided(evidence: Evidence) -> tuple[str, ...]:
-    return boundaries(evidence.labels, grid_of(evidence.labels)).sentences
+def _one_sided(evidence: Evidence) -> list[str]:
+    """On which side of a threshold all cells lie, and which metrics show no transition to derive one from."""
+    told = boundaries(evidence.labels, grid_of(evidence.labels)).sentences
+    without = [each.removesuffix(_WITHOUT) for each in told if each.endswith(_WITHOUT)]
+    texts = [f"{_capital(each)}." for each in told if not each.endswith(_WITHOUT)]
+    return [*texts, f"No transition in this grid in {listed(without)}."] if without else texts
 
 
 def zero_loss(columns: Sequence[Column], finding: Finding, labels: xr.Dataset) -> Sentence:

@@ -162,11 +162,15 @@ def _sentence(error: ErrorDetails) -> str:
         )
     if error["type"] == "missing":
         return f"{where}: missing; it must be given"
-    given = json.dumps(error["input"])
-    shown = given if len(given) <= LONGEST_SHOWN else given[: LONGEST_SHOWN - 4] + " ..."
+    shown = shortened(json.dumps(error["input"]))
     if error["type"] == "value_error":
         return f"{where}: {shown} was given; {error['ctx']['error']}"
     return f"{where}: {shown} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def shortened(given: str) -> str:
+    """A value as it stands in a message."""
+    return given if len(given) <= LONGEST_SHOWN else given[: LONGEST_SHOWN - 4] + " ..."
 
 
 def _keys_at(loc: Sequence[str | int]) -> list[str]:
@@ -275,7 +279,7 @@ def _samples(spec: Spec) -> int | None:
 def _told(full: Spec, small: Spec, scale: float) -> str:
     """What a scaled spec has less of, for captions."""
     parts = [
-        f"{few.name} {len(few.values)}/{len(many.values)}"
+        f"{few.name.replace('_', ' ')} {len(few.values)}/{len(many.values)}"
         for many, few in zip(full.axes, small.axes, strict=True)
         if len(few.values) < len(many.values)
     ]
@@ -284,7 +288,8 @@ def _told(full: Spec, small: Spec, scale: float) -> str:
         for what, many, few in (
             ("seeds", len(full.seeds), len(small.seeds)),
             ("epochs", full.train.epochs, small.train.epochs),
-            ("samples", _samples(full), small.task.data.n_train),
+            ("curve epochs", _curve_epochs(full), _curve_epochs(small)),
+            ("samples", _most_samples(full), _most_samples(small)),
             *(
                 (size, full.task.model.options.get(size), small.task.model.options.get(size))
                 for size in sorted(MODEL_SIZES)
@@ -293,6 +298,16 @@ def _told(full: Spec, small: Spec, scale: float) -> str:
         if many is not None and few is not None and few < many
     ]
     return f"scaled by {scale:g} ({', '.join(parts)})" if parts else ""
+
+
+def _curve_epochs(spec: Spec) -> int | None:
+    connectivity = spec.measures.model_dump()["connectivity"]
+    return None if connectivity is None else int(connectivity["epochs"])
+
+
+def _most_samples(spec: Spec) -> int | None:
+    """The training samples of the cells that have most of them."""
+    return int(max(spec.load["n_train"])) if "n_train" in spec.load else _samples(spec)
 
 
 def _pairs_left(pairs: int | list[list[int]], seeds: Sequence[int]) -> int | list[list[int]]:

@@ -13,6 +13,7 @@ from typing import Any
 from lossatlas import presets, registry, specs
 from lossatlas.errors import FileError, SpecError
 from lossatlas.settings import text_key
+from lossatlas.specs.reading import shortened
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
 
@@ -67,7 +68,10 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
     except tomllib.TOMLDecodeError as error:
         raise SpecError(source, [f"it is not valid TOML: {error}"]) from error
     shared = tomllib.loads(presets.shared("xu2024"))
-    return validate(_completed(specs.overridden(_over(shared, raw), overrides or {})), source)
+    laid = specs.overridden(_over(shared, raw), overrides or {})
+    if problems := _table_problems(laid):
+        raise SpecError(source, problems)
+    return validate(_completed(laid), source)
 
 
 def saved(folder: Path, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -119,6 +123,24 @@ def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _table_problems(raw: Mapping[str, Any]) -> list[str]:
+    """The sections of a study that are no tables, so that nothing can be laid over them."""
+    sections = {key: raw[key] for key in ("study", "train", "data", "models") if key in raw}
+    for key in ("data", "models"):
+        if isinstance(raw.get(key), dict):
+            sections |= {f"{key}.{name}": section for name, section in raw[key].items()}
+    trainings = {f"{key}.train": each["train"] for key, each in sections.items() if _has_training(key, each)}
+    return [
+        f"{key}: {shortened(json.dumps(value, default=str))} was given; it must be a table of keys"
+        for key, value in (sections | trainings).items()
+        if not isinstance(value, dict)
+    ]
+
+
+def _has_training(key: str, section: Any) -> bool:
+    return key.startswith("models.") and isinstance(section, dict) and "train" in section
+
+
 def _completed(raw: dict[str, Any]) -> dict[str, Any]:
     """The sections that are looked at, each model with the common training unless it is `trained = false`."""
     recipe, models, data = raw.pop("train", {}), raw.get("models", {}), raw.get("data", {})
@@ -128,9 +150,9 @@ def _completed(raw: dict[str, Any]) -> dict[str, Any]:
     for name, section in data.items():
         section.setdefault("name", name)
     wanted = raw.get("study", {}).get("models", [])
-    if isinstance(wanted, list) and all(name in models for name in wanted):
+    if isinstance(wanted, list) and all(isinstance(name, str) and name in models for name in wanted):
         raw["models"] = {name: models[name] for name in wanted}
-        used = {model.get("data") for model in raw["models"].values()}
+        used = [model.get("data") for model in raw["models"].values()]
         raw["data"] = {name: section for name, section in data.items() if name in used}
     return raw
 

@@ -14,6 +14,7 @@ from lossatlas.registry import Facts
 from lossatlas.settings import Count, Positive, Settings
 from lossatlas.specs import Data, Model, Spec, Train
 from lossatlas.specs.checks import hint
+from lossatlas.specs.reading import shortened
 
 
 class Header(Settings):
@@ -131,10 +132,25 @@ def validate(raw: Mapping[str, Any], source: str) -> Study:
 def _sentence(error: Any) -> str:
     where = ".".join(map(str, error["loc"])) or "the study"
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key; remove it, or mend its name"
+        return f"{where}: unknown key; {_allowed(error['loc'])}"
     if error["type"] == "missing":
         return f"{where}: missing; it must be given"
-    return f"{where}: {json.dumps(error['input'])} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return (
+        f"{where}: {shortened(json.dumps(error['input']))} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
+    )
+
+
+def _allowed(loc: tuple[str | int, ...]) -> str:
+    """What an unknown key could have been."""
+    section: Any = {"study": Header, "sizes": Sizes, "models": Learner, "data": Data}.get(str(loc[0]))
+    depth = 3 if section in (Learner, Data) else 2
+    if len(loc) == 1:
+        known = [*Study.model_fields, "train"]
+    elif section is not None and len(loc) == depth:
+        known = [*section.model_fields, *(["trained"] if section is Learner else [])]
+    else:
+        return "remove it, or mend its name"
+    return f"allowed are {', '.join(known)}{hint(str(loc[-1]), known)}"
 
 
 def _problems(study: Study) -> list[str]:
@@ -144,6 +160,8 @@ def _problems(study: Study) -> list[str]:
         for name, count in (("points", study.sizes.points), ("grid", study.sizes.grid))
         if count % 2 == 0
     ]
+    if len(set(study.study.seeds)) < len(study.study.seeds):
+        problems.append(f"study.seeds: {list(study.study.seeds)} was given; allowed are two that differ")
     if len(set(study.study.models)) < len(study.study.models):
         problems.append(f"study.models: {list(study.study.models)} was given; allowed is each model once")
     for name in study.study.models:
@@ -163,15 +181,22 @@ def _model_problems(study: Study, name: str) -> list[str]:
         return [f"models.{name}.train: missing; a model without published weights has to be trained"]
     if learner.train is None:
         return []
-    problems = []
+    problems, told = [], ["seeds:"]  # these are the study's
     if 0 not in learner.train.keep or learner.train.epochs not in learner.train.keep:
         given = list(learner.train.keep)
         problems.append(
             f"models.{name}.train.keep: {given} was given; it must hold 0, the initialisation, and "
-            f"{learner.train.epochs}, the last epoch"
+            f"{learner.train.epochs}, the last epoch, such as [0, {learner.train.epochs}]"
         )
+        told.append("train.keep:")
     try:
         study.training_of(learner)
     except SpecError as error:
-        problems += [f"models.{name}: {problem}" for problem in error.problems]
+        problems += [_of_model(name, each) for each in error.problems if not each.startswith(tuple(told))]
     return problems
+
+
+def _of_model(name: str, problem: str) -> str:
+    """A problem of the spec of a training, under the key that it has in a study."""
+    key = problem.removeprefix("task.")
+    return f"models.{name}.{key}" if key.startswith(("model.", "loss:", "train.")) else f"models.{name}: {problem}"

@@ -110,7 +110,13 @@ class Subject:
     @property
     def has_batchnorm(self) -> bool:
         """Whether the two BatchNorm policies differ here."""
-        return _has_batchnorm(self.model.model_dump_json(), self.facts)
+        return any(
+            isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.build_without_numbers().modules()
+        )
+
+    def build_without_numbers(self) -> nn.Module:
+        """The model without its weights; raises UserError where it cannot be built."""
+        return _without_numbers(self.model.model_dump_json(), self.facts)
 
     @property
     def policies(self) -> tuple[BatchNormPolicy, ...]:
@@ -154,10 +160,8 @@ class Subject:
 
 
 @cache
-def _has_batchnorm(model_json: str, facts: Facts) -> bool:
-    """Whether a model has BatchNorm layers; it is built without numbers."""
+def _without_numbers(model_json: str, facts: Facts) -> nn.Module:
     model = Model.model_validate_json(model_json)
     shape, classes = facts.input_shape, facts.classes
     with torch.device("meta"):
-        network = models.build(model.name, model.options, input_shape=shape, classes=classes, seed=0)
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules())
+        return models.build(model.name, model.options, input_shape=shape, classes=classes, seed=0)

@@ -140,9 +140,11 @@ def _note_failure(failed: Path, subject: Subject, item: Item, error: Exception) 
     return reason
 
 
-def check_weights(subject: Subject) -> None:
-    """Raise UserError where a model asks for published weights that are not at hand."""
-    if "weights" in subject.model.options:
+def check_model(subject: Subject) -> None:
+    """Raise UserError where a model cannot be built here, or asks for published weights that are not at hand."""
+    if "weights" not in subject.model.options:
+        subject.build_without_numbers()
+    else:
         try:
             subject.network()
         except UserError as error:

@@ -133,7 +133,7 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
     for section in FIXED:
         problems += [
             f"{section}.{key}: the folder has {old!r}, the spec {new!r}"
-            for key, old, new in _differences(before[section], now[section])
+            for key, old, new in differences(before[section], now[section])
             if key not in ("data.path", "init")  # a place is no content
         ]
     if bool(before["variants"]) != bool(now["variants"]):
@@ -182,11 +182,12 @@ def _is_foreign(path: Path) -> bool:
     return path.name != "store" and not path.name.startswith(files.TEMPORARY)
 
 
-def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys at which two tables differ, each with both values; None where a table lacks it."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = []
         for key in sorted({*a, *b}):
-            found += _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+            found += differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
         return found
     return [] if a == b else [(prefix, a, b)]
 

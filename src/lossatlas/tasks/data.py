@@ -16,7 +16,7 @@ from lossatlas.errors import UserError
 from lossatlas.landscape.sequences import PAD
 
 IntArray = NDArray[np.int64]
-DATA_PATH = "task.data.path in a spec, --data-path on a command on models"
+DATA_PATH = "task.data.path in a spec, data.NAME.path in a study, --data-path on a command on models"
 
 
 @dataclass(frozen=True)

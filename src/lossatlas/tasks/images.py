@@ -186,7 +186,7 @@ def _from_folder(which: ImageSet, folder: Path) -> Parts:
     raise FileError(
         f"{folder} holds no {which.title}: expected train-*.parquet and {which.test}-*.parquet in the Hugging "
         f"Face layout, or {', '.join(which.archive.names)} as the authors publish them; {_found(folder)}. Mend "
-        f"the path: {DATA_PATH} (or --set task.data.path=FOLDER)."
+        f"the path: {DATA_PATH} (of the first two, also as --set KEY=FOLDER)."
     )
 
 

@@ -66,7 +66,7 @@ function gapFigure(panel) {
     const [more, error] = gap(panel.name, k);
     if (!Number.isFinite(more)) return null;
     const share = (more - panel.low) / (panel.high - panel.low);
-    return { fill: colours[Math.min(colours.length - 1, Math.max(0, Math.floor(share * colours.length)))], opacity: Math.abs(more) <= page.z * error ? 0.35 : 1 };
+    return { fill: colours[Math.min(colours.length - 1, Math.max(0, Math.floor(share * colours.length)))], opacity: Math.abs(more) > page.z * error ? 1 : 0.35 }; // no error: not sure
   };
   const draw = () => {
     picture = drawMap(host, { width: host.clientWidth, compact: true, title: panel.title, fill: look, say: (k) => `${placeText(k)}: ${panel.title} ${withError(...gap(panel.name, k), panel.bar)}` });
@@ -96,6 +96,7 @@ function tellStory() {
       el("button", { type: "button", class: "close", "aria-label": "Close the story", onclick: () => choose(null) }, "×")),
     el("div", { class: "wide", tabindex: 0 }, table(["", "A", "B", "B less A"], rows))
   );
+  if (state.byKeys) story.focus();
 }
 
 on("cell", tellStory);
@@ -110,7 +111,7 @@ async function start() {
   const key = el("p", { class: "because" }, ...Object.keys(page.colours.phases).flatMap((phase) => [chip(phase), " "]), " Outlined: the phase differs. Paler: less sure.");
   phases.append(key, el("div", { class: "slices" }, ...SIDES.map((side, k) => phaseFigure(side, `${side.toUpperCase()}: ${page.names[k]}`))));
   document.getElementById("metrics").append(
-    el("p", { class: "because" }, `Blue: more in B, red: less. Paler: within ${page.z} standard errors. Hatched: not measured in both.`),
+    el("p", { class: "because" }, `Blue: more in B, red: less. Paler: within ${page.z} standard errors, or without one. Hatched: not measured in both.`),
     el("div", { class: "panels" }, ...page.panels.map(gapFigure)));
 }
 

@@ -72,16 +72,16 @@ function surfaceCharts(result, place) {
   const hover = rows.map((line, j) => line.map((_, i) => `α ${written(alpha[i], 3)}, β ${written(beta[j], 3)}: ${written(at(i, j))}`));
   const flat = () => ({
     traces: [
-      { type: "contour", x: alpha, y: beta, z: rows, colorscale: colours, contours: { coloring: "heatmap", showlines: true }, line: { width: 0.6, color: "#ffffff" }, ncontours: 18, colorbar: { title: { text: plain(title), side: "right" }, thickness: 12, outlinewidth: 0 }, text: hover, hovertemplate: "%{text}<extra></extra>" },
-      ...paths.map(({ a, b, words, mode, symbol, text }) => ({ type: "scatter", mode, x: a, y: b, text: text ?? words, textposition: "top center", textfont: { color: INK }, hovertext: words, hoverinfo: "text", showlegend: false, line: { color: PAPER, width: 2 }, marker: { color: PAPER, size: 7, symbol, line: { color: INK, width: 1.2 } } })),
+      { type: "contour", x: alpha, y: beta, z: rows, colorscale: colours, contours: { coloring: "heatmap", showlines: true }, line: { width: 0.6, color: "#ffffff" }, ncontours: 18, colorbar: { title: { text: plain(title), side: "right" }, thickness: isNarrow() ? 8 : 12, len: isNarrow() ? 0.5 : 1, outlinewidth: 0 }, text: hover, hovertemplate: "%{text}<extra></extra>" },
+      ...paths.map(({ a, b, words, mode, symbol, text }) => ({ type: "scatter", mode, x: a, y: b, text: text ?? words, textposition: "middle center", textfont: { color: INK, size: 11 }, hovertext: words, hoverinfo: "text", showlegend: false, line: { color: PAPER, width: 2 }, marker: { color: PAPER, size: text ? 17 : 7, symbol, line: { color: INK, width: 1.2 } } })),
     ],
-    layout: { xaxis: plotAxis(directionLabel(result, 0, "α"), { showgrid: false, constrain: "domain" }), yaxis: plotAxis(directionLabel(result, 1, "β"), { showgrid: false, ...evenly(result, alpha, beta) }), showlegend: false },
+    layout: { xaxis: planeAxis(result, 0, "α", { constrain: "domain" }), yaxis: planeAxis(result, 1, "β", evenly(result, alpha, beta)), showlegend: false },
   });
   const scene = { aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.7 }, xaxis: { title: { text: "α" } }, yaxis: { title: { text: "β" } }, zaxis: { title: { text: plain(title) } }, camera: { eye: { x: 1.15, y: -1.35, z: 0.8 }, center: { x: 0, y: 0, z: -0.1 } } };
   const solid = () => ({
     traces: [
       { type: "surface", x: alpha, y: beta, z: rows, colorscale: colours, showscale: false, text: hover, hovertemplate: "%{text}<extra></extra>", contours: { z: { show: true, usecolormap: false, color: "rgba(255,255,255,0.5)", width: 1 } } },
-      ...paths.filter(({ height }) => height).map(({ a, b, height, words }) => ({ type: "scatter3d", mode: "lines+markers", x: a, y: b, z: height.map(lift), text: words, hoverinfo: "text", showlegend: false, line: { color: INK, width: 5 }, marker: { color: INK, size: 4 } })),
+      ...paths.filter(({ height }) => height).map(({ a, b, height, words, mode }) => ({ type: "scatter3d", mode: mode.includes("lines") ? "lines+markers" : "markers", x: a, y: b, z: height.map(lift), text: words, hoverinfo: "text", showlegend: false, line: { color: INK, width: 5 }, marker: { color: INK, size: 4 } })),
     ],
     layout: { scene, margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false },
   });
@@ -95,6 +95,15 @@ function surfaceCharts(result, place) {
 
 function sameDims(result, a, b) {
   return String(result.variables[a].dims) === String(result.variables[b].dims);
+}
+
+function isNarrow() {
+  return innerWidth < 600;
+}
+
+function planeAxis(result, place, symbol, more) {
+  const axis = plotAxis(directionLabel(result, place, symbol), { showgrid: false, ...more });
+  return { ...axis, title: { ...axis.title, font: { size: isNarrow() ? 10 : 12 } } };
 }
 
 function directionLabel(result, place, symbol) {
@@ -121,7 +130,7 @@ function overlays(result, place) {
   if (get("curve_alpha")) found.push({ a: get("curve_alpha"), b: get("curve_beta"), height: null, mode: "lines", words: get("curve_alpha").map(() => "curve") });
   if (get("model_alpha")) {
     const names = result.variables.model.texts;
-    found.push({ a: get("model_alpha"), b: get("model_beta"), height: get("model_loss"), mode: "markers+text", symbol: "diamond", text: names, words: names.map((name, k) => `${name}: loss ${written(get("model_loss")[k])}`), told: "Diamonds: the models." });
+    found.push({ a: get("model_alpha"), b: get("model_beta"), height: get("model_loss"), mode: "markers+text", symbol: "circle", text: names, words: names.map((name, k) => `${name}: loss ${written(get("model_loss")[k])}`), told: "Circles: the models." });
   }
   if (!get("model_alpha") && Number.isFinite(result.center.loss)) found.push({ a: [0], b: [0], height: [result.center.loss], mode: "markers", symbol: "diamond", words: [`the model: loss ${written(result.center.loss)}`], told: "Diamond: the model." });
   return found;

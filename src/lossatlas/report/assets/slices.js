@@ -41,7 +41,7 @@ function sliceFigure(axis) {
         let last = i;
         while (last + 1 < cells.length && labels.phase[cells[last + 1]] === labels.phase[k]) last += 1;
         const middle = axis.is_log ? Math.log10(Math.sqrt(edges[i] * edges[last + 1])) : (edges[i] + edges[last + 1]) / 2;
-        layout.annotations.push({ x: middle, y: 0.9825, xref: "x", yref: "paper", text: phase, showarrow: false, yanchor: "middle", font: { size: 11, color: INK }, name: "phase" });
+        layout.annotations.push({ x: middle, y: 0.9825, xref: "x", yref: "paper", text: phase, showarrow: false, yanchor: "middle", font: { size: 11, weight: 700, color: INK }, name: "phase" });
       }
     });
     const found = descentOn(axis, here());

@@ -28,7 +28,7 @@ function adviceOf(k) {
   if (!phase) return null;
   const above = arrays["rule.mode_connectivity"][k] > Math.abs(state.limits.mode_connectivity);
   const fired = page.rules.fired[phase][Number(above)];
-  return el("p", {}, el("strong", {}, "What would help: "), fired.length ? `${fired.map((name) => page.rules.words[name]).join("; then ")}.` : "nothing; all is well here.");
+  return el("p", {}, el("strong", {}, "What would help: "), fired.length ? `${[...new Set(fired.map((name) => page.rules.words[name]))].join("; then ")}.` : "nothing; all is well here.");
 }
 
 // A heading, its content; nothing where there is no content.
@@ -91,7 +91,9 @@ function connectivity(k) {
     return chart({ name: `curve-${what}-${placeText(k, "-")}`, height: 240, make, numbers, caption: "Between two seeds each: training solid, test dotted." });
   });
   const names = ["mode_connectivity", "t_star", "distance", "disagreement", "jensen_shannon"].filter((name) => arrays[`pair.${name}`]);
-  const rows = pairs.map((pair, place) => [pair.join("–"), ...names.map((name) => row(`pair.${name}`, k, pairs.length)[place])]).filter((each) => each.slice(1).some(Number.isFinite));
+  const get = (name, place) => row(`pair.${name}`, k, pairs.length)?.[place] ?? NaN;
+  const rows = pairs.map((pair, place) => ({ pair, place })).filter(({ place }) => names.some((name) => Number.isFinite(get(name, place))))
+    .map(({ pair, place }) => [pair.join("–"), ...names.map((name) => withError(get(name, place), get(`${name}_se`, place)))]);
   const shownNames = names.map((name) => page.pairs.metrics.find((metric) => metric.name === name)).map(({ long_name, units }) => (units === "1" ? long_name : `${long_name} (${units})`));
   return chapter("Along the curves between its seeds", ...figures, rows.length ? el("div", { class: "wide", tabindex: 0 }, table(["pair", ...shownNames], rows)) : null, pairTroubles(k));
 }

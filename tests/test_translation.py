@@ -22,6 +22,7 @@ from lossatlas.landscape.estimate import sample_mean
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.landscape.sequences import BOS, EOS, PAD, lengths, per_sentence, real, token_means
+from lossatlas.measures import alignment as alignment_measures
 from lossatlas.measures import models as model_measures
 from lossatlas.measures import pairs as pair_measures
 from lossatlas.measures import settings as s
@@ -308,7 +309,7 @@ def test_comparisons_run_over_tokens(two: list[TrainedSeed]) -> None:
 def test_cka_takes_one_token_a_sentence(two: list[TrainedSeed]) -> None:
     settings = s.CKA(images=6)
     work = job()
-    outcome = pair_measures.cka(work, settings, two, {})
+    outcome = alignment_measures.cka(work, settings, two, {})
     source, target, places = work.memory["inputs", "all pairs"]
     assert len(source) == 6
     assert ((places >= 0) & (places < lengths(target))).all()
@@ -321,7 +322,7 @@ def test_cka_takes_one_token_a_sentence(two: list[TrainedSeed]) -> None:
     expected = similarity.cka(a.softmax(1), b.softmax(1))
     assert outcome.values["cka"] == pytest.approx(expected.value, rel=1e-10)
     assert outcome.values["cka_se"] == pytest.approx(expected.stderr, rel=1e-8)
-    published = pair_measures.cka(job(), s.CKA(protocol="published", images=6), two, {})
+    published = alignment_measures.cka(job(), s.CKA(protocol="published", images=6), two, {})
     assert 0 < published.values["cka"] < 1
 
 

@@ -283,8 +283,8 @@ def test_the_variants_measure_what_they_say(folder: Path) -> None:
         path = folder / "run" / "store" / "train" / step.key[:2] / step.key / "best.safetensors"
         net.load_state_dict(safetensors.torch.load_file(path))
         nets.append(net.eval())
-    mixed = mixup(inputs, generator=np.random.default_rng(derive(0, "mixup of ")))
-    with_noise = noisy(mixed, 0.5, generator=np.random.default_rng(derive(0, "noise of ")))
+    mixed = mixup(inputs, generator=np.random.default_rng(derive(0, "mixup of all pairs")))
+    with_noise = noisy(mixed, 0.5, generator=np.random.default_rng(derive(0, "noise of all pairs")))
     with torch.no_grad():
         expected = {
             "mixup": cka(*[net(mixed).double().softmax(1) for net in nets]),

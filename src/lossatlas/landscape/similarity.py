@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lossatlas.errors import UserError
+from lossatlas.landscape import alignment
 from lossatlas.landscape.alignment import cka as cka
-from lossatlas.landscape.alignment import non_finite, unlike
 from lossatlas.landscape.estimate import Estimate, sample_mean
 
 
@@ -49,7 +49,7 @@ def distance(theta_a: Tensor, theta_b: Tensor) -> Estimate:
         raise UserError(
             f"Parameter vectors of shapes {tuple(theta_a.shape)} and {tuple(theta_b.shape)} have no distance."
         )
-    if (failure := non_finite(theta_a, theta_b)) is not None:
+    if (failure := alignment.non_finite(theta_a, theta_b)) is not None:
         return failure
     return Estimate(torch.linalg.vector_norm(theta_a.double() - theta_b.double()).item(), 0.0, theta_a.numel())
 
@@ -60,13 +60,13 @@ def agreement(p: Tensor, q: Tensor) -> Estimate:
     The standard error is the binomial one, 100 sqrt(f (1 - f) / (N - 1)): 0 where all samples do the same.
     """
     _check_pair(p, q)
-    return non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) == q.argmax(1)))
+    return alignment.non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) == q.argmax(1)))
 
 
 def disagreement(p: Tensor, q: Tensor) -> Estimate:
     """The percentage of samples for which the outputs (N, C) are largest at different classes."""
     _check_pair(p, q)
-    return non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) != q.argmax(1)))
+    return alignment.non_finite(p, q) or sample_mean(100.0 * (p.argmax(1) != q.argmax(1)))
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Estimate:
@@ -76,7 +76,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Estimate:
     float64. Raises UserError for rows that are no probabilities.
     """
     _check_pair(p, q)
-    if (failure := non_finite(p, q)) is not None:
+    if (failure := alignment.non_finite(p, q)) is not None:
         return failure
     p, q = _normalised(p), _normalised(q)
     middle = (p + q) / 2
@@ -91,7 +91,7 @@ def cosine(outputs_a: Tensor, outputs_b: Tensor) -> Estimate:
     A zero output has no direction: status `"degenerate"`.
     """
     _check_pair(outputs_a, outputs_b)
-    if (failure := non_finite(outputs_a, outputs_b)) is not None:
+    if (failure := alignment.non_finite(outputs_a, outputs_b)) is not None:
         return failure
     a, b = outputs_a.double(), outputs_b.double()
     norms = a.norm(dim=1) * b.norm(dim=1)
@@ -108,7 +108,7 @@ def ensemble_error(probabilities: Sequence[Tensor], labels: Tensor) -> Estimate:
         _check_pair(probabilities[0], member)
     if labels.shape != probabilities[0].shape[:1]:
         raise UserError(f"labels of shape {tuple(labels.shape)} do not fit {len(probabilities[0])} samples.")
-    if (failure := non_finite(*probabilities)) is not None:
+    if (failure := alignment.non_finite(*probabilities)) is not None:
         return failure
     average = torch.stack([member.double() for member in probabilities]).mean(0)
     return sample_mean(100.0 * (average.argmax(1) != labels))
@@ -125,4 +125,4 @@ def _normalised(p: Tensor) -> Tensor:
 def _check_pair(a: Tensor, b: Tensor) -> None:
     fits = a.dim() == b.dim() == 2 and len(a) > 0 and a.shape == b.shape
     if not fits or not (a.is_floating_point() and b.is_floating_point()):
-        raise UserError(unlike(a, b))
+        raise UserError(alignment.unlike(a, b))

@@ -33,7 +33,7 @@ def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping
     from lossatlas.landscape import alignment
 
     first, second = models
-    draws = [""]
+    draws = ["all pairs"]
     if settings.protocol == "published":
         draws = [f"{first.seed} {second.seed}", f"{second.seed} {first.seed}"]
     estimates = [

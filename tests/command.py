@@ -8,6 +8,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,8 @@ def _main(
     group: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> None:
+    # As in a command of a shell; processes of pytest-xdist ignore it, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if group:  # one of its own, as a shell gives to a command
         os.setpgid(0, 0)
     for number, path in ((1, out), (2, err)):

@@ -165,10 +165,11 @@ def _work(run: Prepared, engine: Engine) -> Work:
     return Work(root, run.plan, opened.store, run.predicted.seconds, settings, engine.device)
 
 
-def worker_command(folder: Path, device: str) -> list[str]:
-    """What starts a worker that is handed cells through a pipe."""
+def worker_command(folder: Path, device: str, *share: str) -> list[str]:
+    """What starts a worker that does its `share`; without one, it is handed cells through a pipe."""
     # -P: as for the command itself, a file in the current folder never stands in for a library.
-    return [sys.executable, "-P", "-m", "lossatlas", "worker", str(folder), "--pipe", "--device", device]
+    command = [sys.executable, "-P", "-m", "lossatlas", "worker", str(folder)]
+    return [*command, *(share or ["--pipe"]), "--device", device]
 
 
 def places(engine: Engine, device: torch.device) -> list[Slot]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
 
-from lossatlas.cli.engines import stopping
+from lossatlas.cli.engines import stopping, worker_command
 from lossatlas.cli.output import note
 from lossatlas.landscape.checkpoints import StopFlag, Stopped
 from lossatlas.sweep.local import Slot
@@ -42,13 +41,12 @@ def shared(folder: Path, slots: Sequence[Slot], device: str) -> None:
 
 
 def _started(folder: Path, slot: Slot, of: int, device: str) -> subprocess.Popen[bytes]:
-    # -P: as for the command itself, a file in the current folder never stands in for a library.
-    command = [sys.executable, "-P", "-m", "lossatlas", "worker", str(folder), "--device", device]
+    command = worker_command(folder, device, "--shard", str(slot.number), "--of", str(of))
     log = _log(folder, slot)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [*command, "--shard", str(slot.number), "--of", str(of)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -60,7 +60,8 @@ def best(evidence: Evidence) -> Sentence:
         f"The best test accuracy, {with_error(value, error, '%')}, is that of {place(cell, labels)}, "
         f"in {named}{chance}."
     )
-    return Sentence(question, answer, " ".join(filter(None, [_ties(accuracies, cell), _outside(evidence, cell)])))
+    because = [_ties(accuracies, cell), _outside(accuracies, labels, cell)]
+    return Sentence(question, answer, " ".join(filter(None, because)))
 
 
 def _ties(accuracies: xr.DataArray, cell: Mapping[str, float]) -> str:
@@ -76,16 +77,16 @@ def _ties(accuracies: xr.DataArray, cell: Mapping[str, float]) -> str:
     return f"{counted(close, 'other cell')} {'is' if close == 1 else 'are'} within {Z:g} standard errors of it."
 
 
-def _outside(evidence: Evidence, cell: Mapping[str, float]) -> str:
-    errors = of_seeds(evidence.tree, "test_error")
-    assert errors is not None
-    phase = str(evidence.labels["phase"].sel(cell).item())
-    rival = best_cell(100.0 - errors, (evidence.labels["phase"] != phase) & (evidence.labels["phase"] != ""))
+def _outside(accuracies: xr.DataArray, labels: xr.Dataset, cell: Mapping[str, float]) -> str:
+    """By how much the best cell beats that of any other phase."""
+    phases = labels["phase"]
+    phase = str(phases.sel(cell).item())
+    rival = best_cell(accuracies, (phases != phase) & (phases != ""))
     if rival is None or not phase:
         return ""
-    gap, error = difference(100.0 - errors.sel(cell).values, 100.0 - errors.sel(rival).values)
-    other = str(evidence.labels["phase"].sel(rival).item())
-    there = place(rival, evidence.labels)
+    gap, error = difference(accuracies.sel(cell).values, accuracies.sel(rival).values)
+    other = str(phases.sel(rival).item())
+    there = place(rival, labels)
     return f"The best cell of any other phase ({there}, {other}) is {with_error(gap, error, '%')} below it."
 
 

@@ -191,6 +191,12 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def check_scale(scale: float) -> None:
+    """Raise SpecError unless 0 < scale <= 1."""
+    if not 0 < scale <= 1:
+        raise SpecError("--scale", [f"{scale:g} was given; allowed are numbers above 0 up to 1"])
+
+
 def scaled(spec: Spec, scale: float) -> Spec:
     """The same experiment, smaller: about `scale` of each axis's values, of seeds, epochs and training samples.
 
@@ -200,8 +206,7 @@ def scaled(spec: Spec, scale: float) -> Spec:
     epoch are left. Training samples are fewer where the number of all is known, but never fewer than a batch.
     `reduced` tells what is less. Raises SpecError unless 0 < scale <= 1.
     """
-    if not 0 < scale <= 1:
-        raise SpecError("--scale", [f"{scale:g} was given; allowed are numbers above 0 up to 1"])
+    check_scale(scale)
     if scale == 1:
         return spec
     raw = spec.model_dump(mode="json", exclude_unset=True)

@@ -14,10 +14,10 @@ from lossatlas.landscape.density import density
 from lossatlas.landscape.operators import hessian
 from lossatlas.studies import vectors
 from lossatlas.studies.items import Item
-from lossatlas.studies.slicing import FORWARD, Range, content, needs, points_of
+from lossatlas.studies.slicing import Range, content, needs, points_of
 from lossatlas.studies.subject import Subject
-from lossatlas.studies.vectors import MATVEC
 from lossatlas.studies.ways import Way, as_long_as, longer, made
+from lossatlas.sweep.cost import FORWARD, MATVEC
 
 SCALES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # where rivals are compared
 BEYOND = 1.4  # how far behind the rival's best scale its curve is drawn

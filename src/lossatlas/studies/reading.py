@@ -13,7 +13,7 @@ from typing import Any
 from lossatlas import presets, registry, specs
 from lossatlas.errors import FileError, SpecError
 from lossatlas.settings import text_key
-from lossatlas.specs.reading import shortened
+from lossatlas.specs.reading import check_scale, shortened
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
 
@@ -164,8 +164,7 @@ def scaled(study: Study, scale: float) -> Study:
     `study.random_weights` says otherwise. What is less stands in `reduced`, of the study and of each model. Raises
     SpecError unless 0 < scale <= 1.
     """
-    if not 0 < scale <= 1:
-        raise SpecError("--scale", [f"{scale:g} was given; allowed are numbers above 0 up to 1"])
+    check_scale(scale)
     if scale == 1:
         return study
     raw = study.model_dump(mode="json", exclude_unset=True)

@@ -12,8 +12,8 @@ from lossatlas.landscape.objective import BatchNormPolicy
 from lossatlas.studies.items import Item
 from lossatlas.studies.subject import Subject
 from lossatlas.studies.ways import Way, made
+from lossatlas.sweep.cost import FORWARD
 
-FORWARD = 1 / 3  # of a gradient on the same images
 Range = tuple[float, float]
 
 

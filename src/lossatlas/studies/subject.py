@@ -16,6 +16,7 @@ from lossatlas.settings import canonical
 from lossatlas.specs import Model
 from lossatlas.studies.items import Shelf, Unavailable
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study
+from lossatlas.sweep.cost import model_of
 from lossatlas.sweep.plan import CellPlan, Plan, Step
 from lossatlas.sweep.store import Store
 from lossatlas.tasks import losses, models
@@ -161,7 +162,5 @@ class Subject:
 
 @cache
 def _without_numbers(model_json: str, facts: Facts) -> nn.Module:
-    model = Model.model_validate_json(model_json)
-    shape, classes = facts.input_shape, facts.classes
     with torch.device("meta"):
-        return models.build(model.name, model.options, input_shape=shape, classes=classes, seed=0)
+        return model_of(Model.model_validate_json(model_json), facts)

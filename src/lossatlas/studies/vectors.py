@@ -20,11 +20,11 @@ from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.studies.items import Item, Unavailable
 from lossatlas.studies.subject import BATCH, Subject
+from lossatlas.sweep.cost import MATVEC
 
 VVV_LR, VVV_SHARE = 0.1, 5  # of Algorithm 2: its rate, and the part of the images that it is given
 NOISE, EIGENVECTOR = 1e-3, 0.1  # where Algorithm 1 begins: of a Gaussian, of the most negative eigenvector
 PRODUCTS = 20  # Hessian products a pair, at most
-MATVEC = 1.7  # in gradients on the same images, as in sweep.cost
 USUAL_PRODUCTS = 8  # a pair, until it has converged
 
 

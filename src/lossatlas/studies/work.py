@@ -18,7 +18,6 @@ from lossatlas import figures, files, registry
 from lossatlas.errors import FileError, UserError
 from lossatlas.figures.captions import captioned
 from lossatlas.landscape.checkpoints import StopFlag, Stopped
-from lossatlas.settings import canonical
 from lossatlas.studies.captions import caption
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.index import Index
@@ -28,7 +27,7 @@ from lossatlas.studies.pictures import Picture, drawn
 from lossatlas.studies.schema import KnownData, Study
 from lossatlas.studies.subject import Subject
 from lossatlas.sweep.store import Store
-from lossatlas.sweep.worker import Listener, Worker, one_thread
+from lossatlas.sweep.worker import Listener, Worker, one_thread, write_note
 from lossatlas.tasks import data
 from lossatlas.tasks.data import RawData
 
@@ -133,10 +132,8 @@ def make(subject: Subject, wanted: Sequence[Item], failed: Path, begins: Begins,
 def _note_failure(failed: Path, subject: Subject, item: Item, error: Exception) -> str:
     """Note under `failed` why a result could not be made; returns the reason."""
     reason = f"{item.step} of {subject.name}: {type(error).__name__}: {error}"
-    content = {"step": item.step, "content": item.full_content, "reason": reason}
-    attempt = len(list(failed.glob(f"{item.key}-*.json"))) + 1
-    note = canonical({**content, "trace": traceback.format_exc()})
-    files.write_file(failed / f"{item.key}-{attempt}.json", note.encode())
+    about = {"step": item.step, "content": item.full_content, "reason": reason}
+    write_note(failed, item.key, {**about, "trace": traceback.format_exc()})
     return reason
 
 

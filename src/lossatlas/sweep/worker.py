@@ -121,10 +121,18 @@ def note_failure(failed: Path, step: Step, reason: str, trace: str = "") -> str:
     """Note under `failed` why a step failed; returns the reason with the name of the step."""
     named = f"{step.name} of cell {step.cell}, seeds {list(step.seeds)}: {reason}"
     place = {"cell": list(step.cell), "seeds": list(step.seeds)}
-    note = {"step": step.name, **place, "content": step.content, "reason": named, "trace": trace}
-    attempt = len(list(failed.glob(f"{step.key}-*.json"))) + 1
-    files.write_file(failed / f"{step.key}-{attempt}.json", canonical(note).encode())
+    write_note(
+        failed,
+        step.key,
+        {"step": step.name, **place, "content": step.content, "reason": named, "trace": trace},
+    )
     return named
+
+
+def write_note(failed: Path, key: str, note: Mapping[str, Any]) -> None:
+    """Write `failed`/<key>-<n>.json, n being one more than there are of this key."""
+    attempt = len(list(failed.glob(f"{key}-*.json"))) + 1
+    files.write_file(failed / f"{key}-{attempt}.json", canonical(note).encode())
 
 
 def note_given_up(failed: Path, plan: Plan, store: Store, cells: Mapping[int, str]) -> dict[str, str]:

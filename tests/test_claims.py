@@ -381,6 +381,19 @@ def test_missing_measures_are_not_measured(without: str) -> None:
         assert found[needs[without]].holds == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("name", "first"), [("yang2021/fig4", ["4"]), ("yang2021/fig6", ["6"] * 3), ("yang2021/svhn", ["2 and 3"] * 7)]
+)
+def test_the_claims_of_a_presets_own_figure_come_first(name: str, first: list[str]) -> None:
+    tree = build(two({"phase": "I", "accuracy": 50}, {"phase": "III", "accuracy": 60}))
+    tree.attrs["name"] = name
+    found = check(Evidence(tree, phases.label(tree)))
+    assert len(found) == len(CLAIMS)
+    assert [each.claim.figure for each in found[: len(first)]] == first
+    others = [each.holds == "not measured" for each in found[len(first) :]]
+    assert others == sorted(others)  # what was measured before what was not
+
+
 def test_a_single_cell_is_no_grid() -> None:
     found = checked(build({(2, 16): {"phase": "IV-B", "accuracy": 90}}))
     assert {each.holds for each in found.values()} == {"not measured"}

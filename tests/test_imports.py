@@ -17,6 +17,7 @@ SOURCE = Path(lossatlas.__file__).parent
 LAYERS = [
     "errors",
     "files",
+    "json_files",
     "registry",
     "unpickle",
     "seeding",

@@ -301,6 +301,9 @@ def test_a_run_that_is_not_finished_shows_what_is_there(tmp_path: Path) -> None:
     total = sum(step.name == "train" for cell in plan for step in cell.steps)
     assert f"Unfinished: </strong>2 of {total} models" in made
     assert "1 failed" in made
+    for name, *options in (["phases"], ["findings"], ["advise"], ["figures", "--out", "drawn"]):
+        done = command.run(tmp_path, name, "run", *options)
+        assert (done.code, "run is not finished: this is what is there" in done.err) == (0, True), done.err
     assert damaged.read_text() == "{}"  # nobody's step is moved by looking at it
     assert not (root / "results.nc").exists()
 

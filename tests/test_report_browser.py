@@ -279,6 +279,15 @@ def test_an_unfinished_run_says_so(browser: Any, tmp_path: Path) -> None:
         same_labels(page, tmp_path)
 
 
+def test_the_card_of_a_cell_leaves_an_open_story_free(browser: Any, made: tuple[Path, Path]) -> None:
+    with opened(browser, made[1]) as page:
+        cells = page.locator("#phases [data-cell]")
+        cells.first.click()
+        page.get_by_role("gridcell", name=re.compile("width 8, batch size 64: Phase")).hover()
+        card, story = page.locator(".card").bounding_box(), page.locator("#story").bounding_box()
+        assert card["x"] + card["width"] <= story["x"]
+
+
 def test_three_axes_show_one_plane_at_a_time(browser: Any, tmp_path: Path) -> None:
     cells = {
         (width, n, batch): {"phase": "IV-A" if n == 100 else "II", "accuracy": 50 + width}

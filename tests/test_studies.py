@@ -166,6 +166,9 @@ def test_status_and_verify_know_a_study(cifar10: Path, tmp_path: Path) -> None:
     assert command.run(tmp_path, *arguments).code == 0
     told = command.status(tmp_path, tmp_path / "six")
     assert told["steps"] == {"train": {"done": 2, "total": 2}, "local-distances": {"done": 1, "total": 1}}
+    assert command.run(tmp_path, "status", "six", "--watch").out == "3 of 3 steps done.\n"
+    refused = command.run(tmp_path, "cancel", "six")
+    assert (refused.code, "six holds a study, which has no jobs" in refused.err) == (2, True)
     assert command.run(tmp_path, "verify", "six").code == 0
     (path,) = (tmp_path / "six" / "store").glob("local-distances/*/*/dataset.nc")
     content = bytearray(path.read_bytes())

@@ -256,6 +256,29 @@ def test_status_of_a_folder_of_variants(folder: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_watching_the_variants_ends_when_all_are_done(folder: Path) -> None:
+    assert command.run(folder, "status", "run", "--watch").out == "100 of 100 steps done.\n"
+    assert json.loads(command.run(folder, "status", "run", "--watch", "--json").out) == {"done": 100, "total": 100}
+
+
+def test_all_variants_are_verified_and_what_they_share_is_read_once(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    done = command.run(tmp_path, "verify", "run")
+    assert (done.code, done.err) == (0, "100 steps and 0 checkpoints read, nothing damaged.\n")
+    record = next((tmp_path / "run" / "store" / "train").rglob("*.safetensors"))
+    content = bytearray(record.read_bytes())
+    content[len(content) // 2] ^= 1
+    record.write_bytes(content)
+    (tmp_path / "run" / "figures" / "variants.png").unlink()
+    (tmp_path / "run" / "clean" / "results.nc").write_bytes(b"")
+    done = command.run(tmp_path, "verify", "run")
+    assert done.code == 1
+    assert done.err.startswith("100 steps and 0 checkpoints read, 3 damaged.")
+    assert done.out.count(record.name) == 1
+    assert "variants.png is missing" in done.out
+    assert "clean/results.nc cannot be read" in done.out
+
+
 def test_plan_tells_of_the_variants(folder: Path) -> None:
     for source in ("spec.toml", "run"):
         done = command.run(folder, "plan", source)

@@ -85,18 +85,25 @@ def load_source(path: Path) -> xr.DataTree:
     """
     from lossatlas.sweep.run import check_ordinary  # 0.3 s to import, for a message
 
-    if (path / "results.nc").is_file():
-        return results.load(path / "results.nc")
-    if path.is_file() and path.suffix == ".nc":
-        return results.load(path)
+    inside = path / "results.nc"
+    if inside.is_file():
+        return results.load(inside)
     if is_published(path):
         return read(path)
+    if has_results(path):
+        return results.load(path)
     check_ordinary(path)
     what = "does not exist" if not path.exists() else "holds no results"
     raise FileError(
         f"{path} {what}. Give the folder of a finished run (a results.nc stands in it), a results.nc, or the "
         "published archive or folder of nsfzyzz/loss_landscape_taxonomy."
     )
+
+
+def has_results(path: Path) -> bool:
+    """Whether `load_source` would look for results at a place; reads no content."""
+    is_file = path.suffix == ".nc" and not path.is_dir()
+    return is_file or (path / "results.nc").is_file() or is_published(path)
 
 
 def is_published(source: Path) -> bool:

@@ -10,7 +10,6 @@ import typer
 
 from lossatlas.cli.output import guarded, note, say, table
 from lossatlas.errors import FileError, UserError
-from lossatlas.studies.reading import is_study
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,17 +79,36 @@ def figures(
         say(str(path))
 
 
-def opened(source: Path) -> xr.DataTree:
-    """The results of a grid; raises FileError where there are none, with the way out."""
-    from lossatlas.published import load_source
+def opened(source: Path, *, also: str = "") -> xr.DataTree:
+    """The results of a grid; of a run that is not finished those that are there, with a note.
 
+    Raises FileError where there are none, with the way out; `also` are words for what else may be given.
+    """
+    from lossatlas.published import has_results, load_source
+    from lossatlas.studies.reading import is_study, saved_store
+    from lossatlas.sweep.run import check_ordinary
+
+    if has_results(source):
+        return load_source(source)
+    if (source / "plan.json").is_file():
+        from lossatlas.cli.unfinished import so_far
+
+        tree = so_far(source)
+        note(f"{source} is not finished: this is what is there. `lossatlas run {source}` continues.")
+        return tree
+    check_ordinary(source)
     if source.is_dir() and is_study(str(source)):
+        store = saved_store(source) or source / "store"
         raise FileError(
             f"{source} is the folder of a study, which has no grid and no phases: {source / 'index.md'} tells its "
-            f"results, {source / 'figures'} shows them, and `lossatlas run {source}` draws them anew. Give the "
-            "folder of a grid's run."
+            f"results, {source / 'figures'} shows them, and `lossatlas run {source}` draws them anew. `lossatlas "
+            f"report` takes one of them: give a file {store}/local-*/*/*/dataset.nc."
         )
-    return load_source(source)
+    what = "holds no results" if source.exists() else "does not exist"
+    raise FileError(
+        f"{source} {what}. Give a run folder, a results.nc, or the published archive or folder of "
+        f"nsfzyzz/loss_landscape_taxonomy{also}."
+    )
 
 
 def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool | None = None) -> xr.Dataset:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from lossatlas.cli.explore import AutoOption, SetOption, labelled
+from lossatlas.cli.explore import AutoOption, SetOption, labelled, opened
 from lossatlas.cli.output import guarded, note, say
-from lossatlas.errors import FileError, UserError
-
-if TYPE_CHECKING:
-    import xarray as xr
+from lossatlas.errors import UserError
 
 NAMES = (
     "spectrum",
@@ -25,6 +22,7 @@ NAMES = (
     "connection",
     "comparison",
 )  # what commands on models write
+ALSO = f", or a file or the folder of results of single models ({', '.join(f'{name}.nc' for name in NAMES)})"
 
 
 @guarded
@@ -60,7 +58,7 @@ def report(
     else:
         runs = []
         for each in given:
-            tree = _opened(each)
+            tree = opened(each, also=ALSO)
             runs.append((str(each), tree, labelled(tree, settings, auto=auto)))
         if len(runs) == 2:
             page = report_.of_two(runs[0], runs[1])
@@ -92,35 +90,6 @@ def _of_local(local: Mapping[Path, list[Path]], *, is_alone: bool) -> str:
         )
     (paths,) = local.values()
     return report_.of_local({path.name: local_results.load(path) for path in paths})
-
-
-def _opened(source: Path) -> xr.DataTree:
-    """The results of a grid, of an unfinished one those that are there; raises FileError with the way out."""
-    from lossatlas.published import is_published, load_source
-    from lossatlas.studies.reading import is_study, saved_store
-    from lossatlas.sweep.run import check_ordinary
-
-    if (source / "results.nc").is_file() or source.suffix == ".nc" or is_published(source):
-        return load_source(source)
-    if (source / "plan.json").is_file():
-        from lossatlas.cli.unfinished import so_far
-
-        tree = so_far(source)
-        note(f"{source} is not finished: the page shows what is there. `lossatlas run {source}` continues.")
-        return tree
-    check_ordinary(source)
-    if source.is_dir() and is_study(str(source)):
-        store = saved_store(source) or source / "store"
-        raise FileError(
-            f"{source} is the folder of a study: {source / 'index.md'} tells its results, {source / 'figures'} "
-            f"shows them. A page shows one of them: give a file {store}/local-*/*/*/dataset.nc."
-        )
-    what = "holds no results" if source.exists() else "does not exist"
-    raise FileError(
-        f"{source} {what}. Give a run folder, a results.nc, the published archive or folder of "
-        "nsfzyzz/loss_landscape_taxonomy, or a file or the folder of results of single models "
-        f"({', '.join(f'{name}.nc' for name in NAMES)})."
-    )
 
 
 def _local_files(source: Path) -> list[Path]:

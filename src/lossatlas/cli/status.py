@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,21 +32,19 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Look until all is done, or has failed and nobody is at work: exit code 1."),
+        typer.Option(
+            "--watch",
+            help="Look until all is done, or has failed and nobody is at work: exit code 1. "
+            "Of variants and studies: until all is done.",
+        ),
     ] = False,
 ) -> None:
     """How far a run is: steps done and how they ended, what runs where, what failed and why, the time left."""
-    from lossatlas.sweep.run import variant_folders
-
-    if variant_folders(folder):
-        from lossatlas.cli import variants_status
-
-        variants_status.status(folder, as_json=as_json)
-        return
-    if is_study(str(folder)):
-        from lossatlas.cli import study_status
-
-        study_status.status(folder, as_json=as_json)
+    if other := _of_other_kind(folder):
+        if watch:
+            _follow(lambda: other.counted(folder), as_json=as_json)
+        else:
+            other.status(folder, as_json=as_json)
         return
     from lossatlas.sweep.status import Observer
 
@@ -81,7 +79,7 @@ def verify(
         return
     checked, damaged, mendable, aside = Checked(), 0, 0, 0
     with Stages() as progress:
-        for damage in verify(folder, checked, progress.stage("reading cells")):
+        for damage in verify(folder, checked, progress.stage):
             damaged += 1
             for problem in damage.problems:
                 say(f"{damage.what}: {problem}")
@@ -89,7 +87,8 @@ def verify(
             if repair and damage.set_aside is not None:
                 damage.set_aside()
                 aside += 1
-    note(f"{checked.steps} steps and {checked.checkpoints} checkpoints read, {damaged or 'nothing'} damaged.")
+    steps, checkpoints = len(checked.steps), len(checked.checkpoints)
+    note(f"{steps} steps and {checkpoints} checkpoints read, {damaged or 'nothing'} damaged.")
     if not damaged:
         return
     if aside:
@@ -102,6 +101,38 @@ def verify(
     else:
         note("Nothing was changed, and nothing can be set aside: the lines say what helps.")
     raise typer.Exit(SOME_FAILED)
+
+
+def _of_other_kind(folder: Path) -> Any:
+    """The module that tells of a folder of variants, or of a study; None for an ordinary run."""
+    from lossatlas.sweep.run import variant_folders
+
+    if variant_folders(folder):
+        from lossatlas.cli import variants_status
+
+        return variants_status
+    if is_study(str(folder)):
+        from lossatlas.cli import study_status
+
+        return study_status
+    return None
+
+
+def _follow(counted: Callable[[], tuple[int, int]], *, as_json: bool) -> None:
+    """Tell how many steps are done whenever that has changed, until all are; Ctrl-C ends it too."""
+    told = -1
+    try:
+        while True:
+            began = time.monotonic()
+            done, total = counted()
+            if done != told:
+                say(strict_json({"done": done, "total": total}) if as_json else f"{done} of {total} steps done.")
+            if done == total:
+                return
+            told = done
+            time.sleep(max(REDRAW, 9 * (time.monotonic() - began)))
+    except KeyboardInterrupt:
+        return
 
 
 def _watch(look: Any, folder: Path, *, as_json: bool) -> None:

@@ -13,14 +13,15 @@ from lossatlas.studies import reading, work
 from lossatlas.sweep.store import Store
 
 
+def counted(folder: Path) -> tuple[int, int]:
+    """How many trainings and results are done, and of how many."""
+    done, total = _counts(folder)
+    return done.total(), total.total()
+
+
 def status(folder: Path, *, as_json: bool) -> None:
     """Print how many trainings and results there are, and of how many."""
-    store = _store(folder)
-    total: Counter[str] = Counter()
-    done: Counter[str] = Counter()
-    for step, key in _steps(folder, store):
-        total[step] += 1
-        done[step] += store.has(step, key)
+    done, total = _counts(folder)
     if as_json:
         steps = {step: {"done": done[step], "total": total[step]} for step in total}
         say(strict_json({"study": reading.saved(folder).name, "steps": steps}, indent=1))
@@ -49,6 +50,17 @@ def verify(folder: Path, *, repair: bool) -> int:
         way = "made again" if repair else f"set aside by `lossatlas verify {folder} --repair` and made again"
         note(f"What is damaged is {way} by `lossatlas run {folder}`.")
     return damaged
+
+
+def _counts(folder: Path) -> tuple[Counter[str], Counter[str]]:
+    """Steps by their names: those that are done, and all."""
+    store = _store(folder)
+    done: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for step, key in _steps(folder, store):
+        total[step] += 1
+        done[step] += store.has(step, key)
+    return done, total
 
 
 def _store(folder: Path) -> Store:

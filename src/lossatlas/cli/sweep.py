@@ -208,16 +208,17 @@ def worker(
 def cancel(folder: FolderArgument) -> None:
     """End all jobs of a run in Slurm; what is finished is kept, and `lossatlas run` continues."""
     from lossatlas.sweep import slurm
-    from lossatlas.sweep.run import variant_folders
+    from lossatlas.sweep.run import run_folders
 
+    if is_study(str(folder)):
+        raise UserError(f"{folder} holds a study, which has no jobs: Ctrl-C ends the command that works on it.")
     if not (folder / "spec.json").is_file():
         raise FileError(
             f"{folder} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made."
         )
     slurm.check_installed()
     try:
-        begun = [each for each in variant_folders(folder).values() if each.is_dir()]
-        ended = [task for each in begun or [folder] for task in slurm.cancel(each)]
+        ended = [task for each in run_folders(folder) for task in slurm.cancel(each)]
     except slurm.NotNow as error:
         raise UserError(f"Slurm does not answer ({error}). Try again later.") from error
     say(f"{len(ended)} jobs were cancelled. `lossatlas run {folder}` continues.")

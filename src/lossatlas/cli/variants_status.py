@@ -8,6 +8,12 @@ from lossatlas.cli.output import note, say, strict_json, table
 from lossatlas.sweep.variants import ALL, progress
 
 
+def counted(folder: Path) -> tuple[int, int]:
+    """How many steps of all variants are done, those that they share counted once, and of how many."""
+    whole = progress(folder)[ALL]
+    return whole.done, whole.total
+
+
 def status(folder: Path, *, as_json: bool) -> None:
     """Print how far each variant is, and all of them, what they share counted once."""
     found = progress(folder)

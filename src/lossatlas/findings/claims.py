@@ -9,6 +9,7 @@ training loss and Hessian, so `loss-falls` and `III-sharpness` test by how much 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,8 +41,14 @@ class Finding:
 
 
 def check(evidence: Evidence, *, z: float = Z) -> list[Finding]:
-    """All claims on one grid, in the order of the paper's figures."""
-    return [_check(claim, evidence, z) for claim in CLAIMS]
+    """All claims on one grid: those of its own figure, the others that were measured, and what was not.
+
+    The figure is that of the preset `yang2021/figN`; any other grid repeats Figures 2 and 3, as the appendix does.
+    """
+    preset = re.fullmatch(r"yang2021/fig(\d+)", str(evidence.tree.attrs.get("name", "")))
+    own = preset[1] if preset else "2"
+    found = [_check(claim, evidence, z) for claim in CLAIMS]
+    return sorted(found, key=lambda each: (own not in each.claim.figure.split(), each.holds == "not measured"))
 
 
 def _check(claim: Claim, evidence: Evidence, z: float) -> Finding:

@@ -22,25 +22,25 @@ Table = tuple[list[str], list[list[str]]]  # header and rows
 
 
 def overview(findings: Sequence[Finding], columns: Sequence[Column], descents: Sequence[Descent]) -> Table:
-    """Every question in one line: its name, the answer, the margin with its error and unit, what it rests on.
+    """Every question in one line: its name and figure, the answer, the margin with its error, what it rests on.
 
     The margin of a double descent is that of its least step beyond two standard errors.
     """
-    rows = [
-        [each.claim.name, each.holds, *_numbers(each.margin, each.error), each.claim.unit, each.rests_on]
-        for each in findings
-    ]
+    rows = []
+    for each in findings:
+        numbers = _numbers(each.margin, each.error)
+        rows.append([each.claim.name, each.claim.figure, each.holds, *numbers, each.claim.unit, each.rests_on])
     for column in columns:
         name = f"zero-loss-pays {place_text(column.at)}"
         best = f"best {column.accuracy:.2f} % at {place_text(column.best)} in {column.phase or 'no phase'}"
         rests_on = "; ".join(filter(None, [best, column.reason]))
         numbers = _numbers(column.difference, column.difference_error)
-        rows.append([name, column.pays, *numbers, "% accuracy of III/IV over I/II", rests_on])
+        rows.append([name, "4", column.pays, *numbers, "% accuracy of III/IV over I/II", rests_on])
     for descent in descents:
         name = f"double-descent {' '.join(filter(None, [descent.axis, place_text(descent.at)]))}"
         margin = _numbers(descent.statistic - Z, math.nan)
-        rows.append([name, descent.found, *margin, "standard errors beyond two", _story(descent)])
-    return ["finding", "answer", "margin", "error", "unit", "rests on"], rows
+        rows.append([name, "4", descent.found, *margin, "standard errors beyond two", _story(descent)])
+    return ["finding", "figure", "answer", "margin", "error", "unit", "rests on"], rows
 
 
 def _story(descent: Descent) -> str:

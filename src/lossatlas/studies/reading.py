@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lossatlas import presets, registry, specs
+from lossatlas import json_files, presets, registry, specs
 from lossatlas.errors import FileError, SpecError
-from lossatlas.settings import text_key
+from lossatlas.files import Damaged
 from lossatlas.specs.reading import check_scale, shortened
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
@@ -98,20 +98,15 @@ def as_file(study: Study, store: str, known: Mapping[str, KnownData]) -> bytes:
     """What `saved`, `saved_store` and `saved_data` read."""
     data = {name: [dataclasses.asdict(one.facts), one.fingerprint] for name, one in known.items()}
     content = {"spec": study.model_dump(mode="json", exclude_unset=True), "store": store, "data": data}
-    return (json.dumps({**content, "sha256": text_key(json.dumps(content))}, indent=1) + "\n").encode()
+    return json_files.sealed(content)
 
 
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / STUDY_FILE
-    advice = "Restore it, or start a new folder with --out."
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        expected = content.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise FileError(f"{path} is damaged ({error}). {advice}") from error
-    if text_key(json.dumps(content)) != expected:
-        raise FileError(f"{path} is damaged: its check sum differs. {advice}")
-    return content
+        return json_files.read_sealed(path)
+    except Damaged as error:
+        raise FileError(f"{path} {error}. Restore it, or start a new folder with --out.") from error
 
 
 def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lossatlas import files
+from lossatlas import files, json_files
 from lossatlas.errors import FileError, SpecError
+from lossatlas.files import Damaged
 from lossatlas.settings import content_key
 from lossatlas.specs import Spec, validate
 from lossatlas.sweep.plan import Plan
@@ -70,9 +69,9 @@ def open_folder(root: Path, store: Path | None) -> RunFolder:
     if store is not None:
         return folder
     try:
-        plan = _read_plan(folder.plan_file) if folder.plan_file.is_file() else {}
+        plan = json_files.read_sealed(folder.plan_file) if folder.plan_file.is_file() else {}
         known = "store" in plan
-    except _Damaged:
+    except Damaged:
         plan, known = {}, False
     if not known and folder.spec_file.is_file() and not folder.store.root.is_dir():
         raise FileError(
@@ -90,8 +89,8 @@ def saved_spec(root: Path) -> Spec:
             f"{root} is no run folder: it holds no spec.json. Give a folder that `lossatlas run` made."
         )
     try:
-        raw = _read_json(path)
-    except _Damaged as error:
+        raw = json_files.read(path)
+    except Damaged as error:
         raise FileError(f"{path} {error}. {_anew(root)}") from error
     try:
         return validate(raw, str(path))
@@ -109,6 +108,12 @@ def variant_folders(root: Path) -> dict[str, Path]:
     if not (root / "spec.json").is_file() or (root / "plan.json").is_file():
         return {}
     return {name: root / name for name in saved_spec(root).variants}
+
+
+def run_folders(root: Path) -> list[Path]:
+    """A run folder itself; of a folder of variants the run folders of those that were begun."""
+    variants = variant_folders(root)
+    return [folder for folder in variants.values() if folder.is_dir()] if variants else [root]
 
 
 def check_ordinary(root: Path) -> None:
@@ -194,7 +199,7 @@ def differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
 
 def write_spec(root: Path, spec: Spec) -> None:
     """Keep the spec of a folder."""
-    files.write_file(root / "spec.json", _json(_given(spec)))
+    files.write_file(root / "spec.json", json_files.encoded(_given(spec)))
 
 
 def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
@@ -207,7 +212,7 @@ def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
         "seconds": [[round(value, 4) for value in row] for row in estimate.seconds.tolist()],
     }
     write_spec(folder.root, plan.spec)
-    files.write_file(folder.plan_file, _json({**content, "sha256": _sum(content)}, indent=None))
+    files.write_file(folder.plan_file, json_files.sealed(content, indent=None))
 
 
 def _place(folder: RunFolder) -> str:
@@ -238,11 +243,11 @@ def saved_plan(root: Path) -> SavedPlan:
         )
     spec = saved_spec(root)
     try:
-        content = _read_plan(path)
+        content = json_files.read_sealed(path)
         plan = Plan(spec, str(content["fingerprint"]))
         seconds = np.array(content["seconds"], dtype=np.float64)
         fits = (len(plan), len(plan.kinds())) == seconds.shape and content["spec"] == content_key(_given(spec))
-    except (KeyError, TypeError, ValueError, _Damaged) as error:  # the first three: of another version
+    except (KeyError, TypeError, ValueError) as error:  # damaged, or of another version
         raise FileError(f"{path} is damaged. `lossatlas run {root}` writes it again.") from error
     if not fits:
         raise FileError(
@@ -254,36 +259,3 @@ def saved_plan(root: Path) -> SavedPlan:
 
 def _given(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_unset=True)
-
-
-class _Damaged(Exception):
-    """A file of the run folder does not hold a JSON table; the text says why, the caller what to do."""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The table in a file; raises _Damaged when it holds none, FileError when it cannot be read at all."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error}).") from error
-    except ValueError as error:
-        raise _Damaged(f"is damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise _Damaged("is damaged: it holds no table")
-    return content
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    """The content of a plan.json without its check sum; raises as `_read_json`, also when the sum is another."""
-    content = _read_json(path)
-    if content.pop("sha256", None) != _sum(content):
-        raise _Damaged("is damaged: its check sum differs")
-    return content
-
-
-def _sum(content: Any) -> str:
-    return hashlib.sha256(_json(content, indent=None)).hexdigest()
-
-
-def _json(content: Any, indent: int | None = 1) -> bytes:
-    return (json.dumps(content, indent=indent, sort_keys=False) + "\n").encode()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossatlas import files
+from lossatlas import files, json_files
 from lossatlas.errors import FileError, UserError
 from lossatlas.results import Cell
 from lossatlas.settings import text_key
@@ -95,7 +95,7 @@ class Attempt:
 
     def note(self, name: str, **content: Any) -> None:
         """Write `submitted` beside the script."""
-        files.write_file(self.folder / f"{name}.json", _json(content))
+        files.write_file(self.folder / f"{name}.json", json_files.encoded(content))
 
     def withdraw(self) -> None:
         """Remove it: Slurm has not taken it."""
@@ -126,7 +126,7 @@ def note_cancelled(root: Path, tasks: Iterable[str], *, again: bool = False) -> 
     """Note tasks that are ended; `again`: that `lossatlas cancel` was called, which drivers of the run heed."""
     before = cancelled(root)
     now = {"times": before.times + again, "tasks": sorted({*before.tasks, *tasks})}
-    files.write_file(root / "slurm" / "cancelled.json", _json(now))
+    files.write_file(root / "slurm" / "cancelled.json", json_files.encoded(now))
 
 
 def attempts(root: Path) -> list[Attempt]:
@@ -236,7 +236,3 @@ def _quoted(path: str) -> str:
 def _shards_json(shards: Sequence[Sequence[Cell]]) -> bytes:
     """One line a shard."""
     return ("[\n" + ",\n".join(json.dumps([list(cell) for cell in shard]) for shard in shards) + "\n]\n").encode()
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lossatlas import results
@@ -11,7 +11,7 @@ from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.sweep import data_cache, engine, slurm_files
 from lossatlas.sweep.plan import Plan
-from lossatlas.sweep.run import RunFolder, check_ordinary, open_folder, saved_plan
+from lossatlas.sweep.run import RunFolder, open_folder, run_folders, saved_plan
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.unfinished import unpacked
 
@@ -32,21 +32,33 @@ class Damage:
 
 @dataclass
 class Checked:
-    """How much was read."""
+    """What was read: the keys of steps and checkpoints."""
 
-    steps: int = 0
-    checkpoints: int = 0
+    steps: set[str] = field(default_factory=set)
+    checkpoints: set[str] = field(default_factory=set)
 
 
-def verify(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]:
-    """Read everything that a run stores and yield what is damaged; changes nothing.
+def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> Iterator[Damage]:
+    """Read everything that a run stores, or a run with all its variants, and yield what is damaged.
+
+    `stage(name)` gives what is told of the progress. Steps that variants share are read once. Raises FileError
+    where a file cannot be read at all. Changes nothing. Costs one pass over all bytes.
+    """
+    for folder in run_folders(root):
+        where = "" if folder == root else f" of {folder.name}"
+        yield from _run(folder, checked, stage(f"reading cells{where}"))
+    if run_folders(root) != [root]:
+        yield from _figures(root)
+
+
+def _run(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]:
+    """What is damaged of one run.
 
     That is spec.json, plan.json, results.nc, and of the store the steps and checkpoints of the plan, and its data.
     Of what has no check sum, engine.json, the files of Slurm's attempts and the figures, only this: whether it is
-    there and whole. Raises FileError where a file cannot be read at all. Costs one pass over all bytes. Without a
-    plan that can be trusted nobody knows which steps there should be, and they are not read.
+    there and whole. Without a plan that can be trusted nobody knows which steps there should be, and they are not
+    read.
     """
-    check_ordinary(root)
     opened, plan = None, None
     try:
         plan, opened = saved_plan(root).plan, open_folder(root, None)
@@ -135,13 +147,13 @@ def _steps(store: Store, plan: Plan, checked: Checked, progress: Progress) -> It
     for index, cell in enumerate(plan.cells):
         for step in plan.steps(cell):
             name, key = step.name, step.key
-            if key in finished[name]:
-                checked.steps += 1
+            if key in finished[name] and key not in checked.steps:
+                checked.steps.add(key)
                 if problems := store.verify(name, key):
                     what = f"{name} of cell {step.cell}, seeds {list(step.seeds)}"
                     yield Damage(what, tuple(problems), lambda name=name, key=key: store.set_aside(name, key))  # type: ignore[misc]
-            if (name, key) in unfinished:
-                checked.checkpoints += 1
+            if (name, key) in unfinished and key not in checked.checkpoints:
+                checked.checkpoints.add(key)
                 yield from _checkpoint(store, name, key)
         progress(index + 1, len(plan))
 

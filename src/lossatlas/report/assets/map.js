@@ -190,7 +190,8 @@ function hover(k, event) {
   card.replaceChildren(...describe(k));
   const target = event ?? cornerOf(), space = 16;
   const [width, height] = [card.offsetWidth, card.offsetHeight];
-  const x = target.clientX + space + width > innerWidth ? target.clientX - width - space : target.clientX + space;
+  const aside = document.getElementById("story"), free = innerWidth - (aside && !aside.hidden ? aside.offsetWidth : 0);
+  const x = target.clientX + space + width > free ? target.clientX - width - space : target.clientX + space;
   card.style.left = `${Math.max(4, x)}px`;
   card.style.top = `${Math.max(4, Math.min(target.clientY + space, innerHeight - height - 4))}px`;
 }

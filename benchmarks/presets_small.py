@@ -51,7 +51,7 @@ SCALES = {
 }
 # Of translation nearly all the time goes to measures, and one epoch teaches nothing.
 TEXT = ("measures.hessian.max_matvecs=32", "measures.connectivity.points=5", "train.epochs=150")
-MADE = {"train": 8000, "test": 1000}  # samples of made data, enough for every scale
+MADE = {"train": 8000, "test": 1500}  # samples of made data, enough for every scale
 PHOTOGRAPHS = ("cub200", "imagenet")
 FEW = {"train": 400, "test": 200}  # of photographs, which take 150 kB each
 

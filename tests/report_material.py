@@ -9,8 +9,11 @@ import xarray as xr
 
 from lossatlas import results
 from lossatlas.measures import STEPS
+from lossatlas.measures.models import NODE_QUANTITIES
 from lossatlas.results import REASON, STATUS, Axis, Quantity
 from lossatlas.sweep.collect import HISTORY_QUANTITIES, TRAINING_QUANTITIES
+
+PROBES, NODES = 3, 20
 
 SPEC = {
     "name": "made up",
@@ -19,7 +22,12 @@ SPEC = {
     "temperature": {"batch_size": [16, 64, 256]},
     "task": {"data": {"name": "digits"}, "model": {"name": "mlp", "depth": 1}, "loss": "cross_entropy"},
     "train": {"epochs": 2, "optimizer": {"lr": 0.1}, "schedule": {"name": "step", "at": [0.5, 0.75]}},
-    "measures": {"hessian": {"images": 20}, "cka": {"images": 40}, "connectivity": {"pairs": "all", "epochs": 1}},
+    "measures": {
+        "hessian": {"images": 20},
+        "density": {"images": 20, "probes": PROBES, "steps": NODES},
+        "cka": {"images": 40},
+        "connectivity": {"pairs": "all", "epochs": 1},
+    },
 }
 
 
@@ -33,10 +41,10 @@ def full(
     spec: dict | None = None,
 ) -> xr.DataTree:
     """All five phases on one grid: loss falls with width and batch, mode connectivity and CKA rise with width."""
-    rng = np.random.default_rng(0)
+    rng, probes = np.random.default_rng(0), np.random.default_rng(1)
     axes = [Axis("width", widths, "load"), Axis("batch_size", batches, "temperature")]
     seeds, ts = tuple(range(n_seeds)), tuple(np.linspace(0, 1, points))
-    of_models, of_pairs, of_curves, of_history = {}, {}, {}, {}
+    of_models, of_pairs, of_curves, of_history, of_densities = {}, {}, {}, {}, {}
     for i, j in itertools.product(range(len(widths)), range(len(batches))):
         cell, x, y = (widths[i], batches[j]), i / max(1, len(widths) - 1), j / max(1, len(batches) - 1)
         for seed in seeds:
@@ -60,6 +68,12 @@ def full(
                 "hessian_trace": math.exp(7 - 2 * x - 2 * y) * noise,
                 "hessian_trace_se": 0.3,
                 "hessian_trace_converged": 1.0,
+                "negative_share": 0.1 + 0.01 * noise,
+                "negative_share_se": 0.004,
+                "undecided_share": 0.7,
+                "undecided_share_se": 0.01,
+                "positive_share": 0.2 - 0.01 * noise,
+                "positive_share_se": 0.006,
                 "status": "ok",
             }
             of_history[(*cell, seed)] = {
@@ -67,6 +81,16 @@ def full(
                 "running_error": [90 / (1 + e) + 20 * loss * rng.random() for e in range(epochs)],
                 "running_lr": [0.05] * epochs,
             }
+            for probe in range(PROBES):
+                ritz = np.concatenate(
+                    [-np.geomspace(0.01, 1e-5, 6), np.geomspace(1e-5, math.exp(3 - x), NODES - 6)]
+                )
+                weights = 1 / (1 + np.abs(ritz) * 1e4) * (1 + 0.2 * probes.random(NODES))
+                of_densities[(*cell, seed, probe)] = {
+                    "ritz_value": (ritz * noise).tolist(),
+                    "ritz_weight": (weights / weights.sum()).tolist(),
+                    "ritz_residual": [1e-6] * NODES,
+                }
         for a, b in itertools.combinations(seeds, 2):
             mc = -8 * (1 - x) ** 2 * (0.3 + y) + 0.1 * rng.standard_normal()
             of_pairs[(*cell, a, b)] = {
@@ -100,6 +124,13 @@ def full(
         ),
         "pairs": results.group(axes, listed, of_pairs, [*_described("pairs"), STATUS, REASON]),
         "curves": results.group(axes, {**listed, "t": ts}, of_curves, _described("curves"), along="t"),
+        "densities": results.group(
+            axes,
+            {"seed": seeds, "probe": range(PROBES), "node": range(NODES)},
+            of_densities,
+            NODE_QUANTITIES,
+            along="node",
+        ),
         "history": results.group(
             axes,
             {"seed": seeds, "epoch": list(range(1, epochs + 1))},

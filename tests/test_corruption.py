@@ -155,6 +155,17 @@ def test_a_subset_with_label_noise_is_the_head_of_all_with_noise() -> None:
     assert np.array_equal(only_labels.train_targets, whole.train_targets)  # streams of their own
 
 
+def test_the_first_test_samples_are_taken_as_they_are() -> None:
+    settings = Data(name="some", label_noise=0.3, image_noise=noise(), test_noise=True)
+    whole, part = corrupted(raw(), settings), corrupted(raw(), settings.model_copy(update={"n_test": 20}))
+    assert len(whole.test_targets) > 20
+    assert np.array_equal(part.test_targets, whole.test_targets[:20])
+    assert np.array_equal(part.test_inputs, whole.test_inputs[:20])
+    assert np.array_equal(part.train_inputs, whole.train_inputs)
+    more = corrupted(raw(), settings.model_copy(update={"n_test": 10**6}))  # at most so many
+    assert np.array_equal(more.test_targets, whole.test_targets)
+
+
 def test_the_test_data_stay_clean_unless_asked() -> None:
     clean, settings = raw(), Data(name="some", label_noise=0.3, image_noise=noise())
     found = corrupted(clean, settings)

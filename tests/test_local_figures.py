@@ -116,6 +116,9 @@ def test_the_tolerance_counts():
     ripple = 1 + X**2 + 0.02 * np.cos(40 * X)
     assert title(figures.line(make_curve(ripple, guessing=math.nan))).startswith("other")
     assert title(figures.line(make_curve(ripple, guessing=math.nan), tolerance=0.1)).startswith("v-basin, 1")
+    kept = make_curve(ripple, guessing=math.nan).assign_attrs(tolerance=0.1)  # as `lossatlas line` writes it
+    assert title(figures.line(kept)).startswith("v-basin, 1")
+    assert title(figures.line(kept, tolerance=0.0)) == title(figures.line(make_curve(ripple, guessing=math.nan)))
 
 
 def test_a_value_that_is_not_finite_is_marked_and_breaks_its_line():

@@ -120,6 +120,7 @@ PAIRED = {"curve", "connectivity", "cka", "distance", "disagreement", "ensemble"
         ({"train__keep": [0, 1]}, EVERYTHING),
         # The budget of a measure changes that measure only
         ({"weights": "final"}, EVERYTHING - {"train"}),
+        ({"task__data__n_test": 50}, {"evaluation", "connectivity", "disagreement", "ensemble"}),
         ({"measures__hessian__images": 60}, {"hessian"}),
         ({"measures__hessian__tol": 1e-2}, {"hessian"}),
         ({"measures__connectivity__points": 7}, {"connectivity"}),

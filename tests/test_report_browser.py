@@ -405,6 +405,28 @@ def test_results_of_single_models_are_drawn(browser: Any, of_models: Path, width
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_trajectory_lies_on_the_surface(browser: Any, of_models: Path, tmp_path: Path) -> None:
+    surface = single_models()["surface.nc"]
+    run("report", str(of_models / "surface.nc"), "--out", str(tmp_path / "surface.html"))
+    with opened(browser, tmp_path / "surface.html") as page:
+        page.wait_for_selector('[data-figure="surface.nc-3d"] [data-drawn] canvas', state="attached")
+        drawn = page.evaluate("""[...document.querySelector('[data-figure="surface.nc-3d"] .chart').data]
+            .map(({mode, x, y, z}) => ({mode, x, y, z}))""")
+    ground, path, dots = drawn[0], drawn[1], drawn[2]
+    assert (path["mode"], dots["mode"]) == ("lines", "markers")
+    for name, along in (("alpha", "x"), ("beta", "y")):
+        checkpoints = surface[f"trajectory_{name}"].values
+        assert path[along][::40] == pytest.approx(checkpoints)  # 40 pieces from one to the next
+        assert dots[along] == pytest.approx(checkpoints)
+    heights = np.array(ground["z"], dtype=float)
+    linear = RegularGridInterpolator((ground["y"], ground["x"]), heights, bounds_error=False)
+    expected = linear(np.column_stack([path["y"], path["x"]]))
+    above = 0.008 * (np.nanmax(heights) - np.nanmin(heights))
+    found = np.array(path["z"], dtype=float)
+    assert np.isfinite(found).sum() > 40
+    assert found == pytest.approx(expected + above, nan_ok=True)
+
+
 def with_double_descent() -> xr.DataTree:
     """Along the width the test error falls, rises and falls."""
     accuracy = [60, 75, 80, 70, 60, 72, 85, 88]

@@ -222,12 +222,14 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     assert small.measures.model_dump()["connectivity"]["epochs"] == 15
     assert small.reduced == (
         "scaled by 0.3 (width 4/14, batch size 4/15, seeds 2/5, epochs 30/100, curve epochs 15/50, "
-        "samples 15000/50000)"
+        "samples 15000/50000, test samples 3000/10000)"
     )
     fig6 = specs.scaled(specs.parse(presets.text("yang2021/fig6"), "fig6"), 0.01)
     assert max(fig6.load["n_train"]) == 500
     assert "n train 2/10" in fig6.reduced
-    assert "samples 500/50000)" in fig6.reduced  # fewer amounts, and each of them less
+    assert ", samples 500/50000, test samples 1000/10000)" in fig6.reduced  # fewer amounts, and each of them less
+    digits = specs.scaled(specs.parse(presets.text("digits"), "digits"), 0.1)
+    assert digits.task.data.n_test is None  # it has fewer than are left
     assert specs.scaled(fig3, 1.0) is fig3
     for wrong in (0, -1, 1.5, float("nan")):
         with pytest.raises(SpecError, match="allowed are numbers above 0 up to 1"):
@@ -303,6 +305,7 @@ def test_defaults_are_what_they_were() -> None:
         "label_noise": 0.0,
         "definition": "incorrect",
         "image_noise": None,
+        "n_test": None,
         "test_noise": False,
     }
     assert Optimizer().model_dump() == {

@@ -6,6 +6,7 @@ Groups of the tree (dimensions are the names of the axes, then those given here)
 - `pairs` (seed, seed_b): what was measured of every pair, NaN unless seed < seed_b
 - `curves` (seed, seed_b, t): loss and error along every connectivity curve, and its summaries
 - `history` (seed, epoch): the training curves
+- `densities` (seed, probe, node): the quadratures that the density of the Hessian's eigenvalues is read off
 - `phases`: the label of every cell and what it rests on (written by `phases.py`)
 
 Every group repeats its own coordinates, an axis carries `role = "load" | "temperature"`, and every variable

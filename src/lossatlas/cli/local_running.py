@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -157,7 +156,7 @@ def line(
     say("; ".join([f"loss {with_error(center.value, center.stderr)} at lambda = 0", *parts]))
     dataset = local_results.to_dataset(curve)
     dataset = dataset.assign_attrs(center_loss_se=center.stderr, shapes=json.dumps(shapes), tolerance=tolerance)
-    deliver(opened, "line", dataset, {"line": functools.partial(figures_.line, tolerance=tolerance)})
+    deliver(opened, "line", dataset, {"line": figures_.line})
 
 
 def _monotony(

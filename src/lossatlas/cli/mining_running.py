@@ -86,7 +86,7 @@ def mine(
     shapes = [
         curve_shape(c.positions, c.values["loss"][0], tolerance=tolerance, guessing=c.guessing) for c in curves
     ]
-    dataset = _dataset(mined, curves, shapes)
+    dataset = _dataset(mined, curves, shapes).assign_attrs(tolerance=tolerance)
     status, text = _survival(here, there, mined.vector, curves[0], shapes, search.algorithm)
     dataset.attrs["status"] = status
     parts = [f"{shapes[0].kind} on the data of the search, {shapes[1].kind} on held-out data: {status}", text]
@@ -94,7 +94,7 @@ def mine(
         parts.append(_beside_eigenvectors(dataset, here, mined, pairs))
     say("; ".join(part for part in parts if part))
     _write_direction(opened, here, mined.vector)
-    deliver(opened, "mined", dataset, {"mined": lambda d: figures_.mined(d, tolerance=tolerance)})
+    deliver(opened, "mined", dataset, {"mined": figures_.mined})
 
 
 def _searched(

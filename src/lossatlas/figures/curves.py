@@ -44,17 +44,17 @@ SAME = 1e-6  # relative: distances that differ by less are those of one length
 
 
 @styled
-def line(dataset: xr.Dataset, *, tolerance: float = 0.0, scale: Scale = "auto") -> Figure:
+def line(dataset: xr.Dataset, *, tolerance: float | None = None, scale: Scale = "auto") -> Figure:
     """Loss along lines through a model, one for each direction, and below it the error where there is one.
 
     `dataset` is what `slice_results.to_dataset` makes of a curve: variables over (direction, lambda). A dot marks
     the model under the curve's BatchNorm policy, a diamond its own value where that differs; the dashed level is
     that of random guessing, ln C and 100 (1 - 1/C) %, told at the rim where it lies far from all values. A value
     that is not finite breaks its line and is a cross above it. The title has the class of [Xu2024]
-    (`shapes.curve_shape` with `tolerance`) with the number of stationary points, of several curves how often each
-    class occurs and the mean number. The upper axis is the distance in units of ||theta||; where the directions
-    differ in length, their lengths stand in the legend. The loss is logarithmic if told so, or for "auto" if it is
-    positive and spans more than a factor 100.
+    (`shapes.curve_shape` with `tolerance`, by default that of the dataset, else 0) with the number of stationary
+    points, of several curves how often each class occurs and the mean number. The upper axis is the distance in
+    units of ||theta||; where the directions differ in length, their lengths stand in the legend. The loss is
+    logarithmic if told so, or for "auto" if it is positive and spans more than a factor 100.
 
     Raises UserError for a dataset without loss over (direction, lambda), or a logarithmic `scale` of a loss that
     is not positive.
@@ -80,7 +80,9 @@ def line(dataset: xr.Dataset, *, tolerance: float = 0.0, scale: Scale = "auto") 
 
 
 @styled
-def lines(rows: Sequence[Mapping[str, xr.Dataset]], *, tolerance: float = 0.0, scale: Scale = "auto") -> Figure:
+def lines(
+    rows: Sequence[Mapping[str, xr.Dataset]], *, tolerance: float | None = None, scale: Scale = "auto"
+) -> Figure:
     """Many curves side by side: each of `rows` holds datasets as for `line` by the title of their panel.
 
     Only the loss is drawn. Each panel has its own range, and in its title the classes of its curves with their
@@ -170,8 +172,13 @@ def label_of(dataset: xr.Dataset, name: str) -> str:
     return _LABELS.get(name, name) + _UNITS.get(dataset[name].attrs.get("units", ""), "")
 
 
-def shapes_of(dataset: xr.Dataset, tolerance: float = 0.0) -> list[CurveShape]:
-    """The class of the loss along every direction; empty where the model's place is no point of the grid."""
+def shapes_of(dataset: xr.Dataset, tolerance: float | None = None) -> list[CurveShape]:
+    """The class of the loss along every direction; empty where the model's place is no point of the grid.
+
+    `tolerance` (nat) None: that of the dataset, as `lossatlas line` and `mine` write it, else 0.
+    """
+    if tolerance is None:
+        tolerance = float(dataset.attrs.get("tolerance", 0.0))
     x = dataset["lambda"].values.astype(np.float64)
     if np.abs(x).min() > 1e-9:
         return []
@@ -216,7 +223,7 @@ def _all_same(lengths: Floats) -> bool:
     return bool(np.isnan(lengths).all() or np.ptp(lengths) <= SAME * lengths.max())
 
 
-def _pane_classes(dataset: xr.Dataset, tolerance: float) -> str:
+def _pane_classes(dataset: xr.Dataset, tolerance: float | None) -> str:
     shapes = shapes_of(dataset, tolerance)
     if not shapes or len(shapes) > 2 or any(shape.status != "ok" for shape in shapes):
         return _short(shapes)

@@ -27,7 +27,7 @@ _BINS = 25
 
 
 @styled
-def mined(dataset: xr.Dataset, *, tolerance: float = 0.0) -> Figure:
+def mined(dataset: xr.Dataset, *, tolerance: float | None = None) -> Figure:
     """The loss along a mined direction on the data of the mining and on held-out data; [Xu2024] Fig. 9.
 
     `dataset` has `loss` over (data, lambda), the coordinate `data` naming the curves, and maybe over `direction`

@@ -41,12 +41,17 @@ class Measure:
     always: bool = False  # measured even if the spec does not ask for it
     after: tuple[str, ...] = ()  # steps whose arrays it takes
     matters: frozenset[str] | None = None  # the settings that change the result; None: all
+    tested: bool | None = None  # whether it takes test samples; None: as its setting `data` says
     pairs: Callable[[Any, Sequence[int]], list[tuple[int, int]]] = field(default=all_pairs)
 
     def content(self, settings: Settings) -> dict[str, Any]:
         """The part of the settings that belongs into the key."""
         content = {k: v for k, v in settings.content().items() if k not in ("pairs",)}
         return content if self.matters is None else {k: v for k, v in content.items() if k in self.matters}
+
+    def takes_test(self, settings: Settings) -> bool:
+        """Whether it takes test samples."""
+        return getattr(settings, "data", None) == "test" if self.tested is None else self.tested
 
     def described(self, settings: Settings) -> dict[str, tuple[Quantity, ...]]:
         """Its variables by the group of the results, in the units and as the settings ask for them."""
@@ -70,8 +75,20 @@ STEPS: tuple[Measure, ...] = (
         models.evaluate,
         {"models": models.EVALUATION_QUANTITIES},
         always=True,
+        tested=True,
     ),
     Measure("hessian", "model", s.Hessian, 2, models.hessian, {"models": models.HESSIAN_QUANTITIES}),
+    Measure(
+        "density",
+        "model",
+        s.Density,
+        1,
+        models.density,
+        {
+            "models": models.DENSITY_QUANTITIES,
+            "densities": (*models.NODE_QUANTITIES, *models.OPERATOR_QUANTITIES),
+        },
+    ),
     Measure("bleu", "model", s.Bleu, 1, models.bleu, {"models": models.BLEU_QUANTITIES}),
     Measure(
         "curve",
@@ -82,6 +99,7 @@ STEPS: tuple[Measure, ...] = (
         {"pairs": pairs.CONNECTIVITY_QUANTITIES[-1:]},
         section="connectivity",
         matters=_FIT,
+        tested=False,
         pairs=pairs.chosen_pairs,
     ),
     Measure(
@@ -93,6 +111,7 @@ STEPS: tuple[Measure, ...] = (
         {"pairs": pairs.CONNECTIVITY_QUANTITIES[:-1], "curves": pairs.CURVE_QUANTITIES},
         after=("curve",),
         matters=frozenset({"points", "rule", "data", "on"}),
+        tested=True,
         pairs=pairs.chosen_pairs,
     ),
     Measure("cka", "pair", s.CKA, 1, alignment.cka, {"pairs": alignment.CKA_QUANTITIES}),

@@ -1,4 +1,4 @@
-"""Measures of one model: loss and error, Hessian."""
+"""Measures of one model: loss and error, Hessian, density of its eigenvalues, BLEU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
 from lossatlas.measures.outputs import sample_values
-from lossatlas.measures.settings import Bleu, Evaluation, Hessian, Part
+from lossatlas.measures.settings import Bleu, Density, Evaluation, Hessian, Part
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lossatlas.landscape.density import Density as FoundDensity
     from lossatlas.landscape.hutchinson import TraceEstimate
     from lossatlas.landscape.lanczos import Eigenpairs
 
@@ -54,6 +55,34 @@ HESSIAN_QUANTITIES = (
     Quantity(
         "hessian_trace_converged", "1", "1: the trace met its relative error", "standard error <= rel |trace|"
     ),
+)
+
+_SLQ = "stochastic Lanczos quadrature"
+DENSITY_QUANTITIES = (
+    *(
+        quantity
+        for sign, people in (
+            ("negative", "surely negative"),
+            ("undecided", "of undecided sign"),
+            ("positive", "surely positive"),
+        )
+        for quantity in (
+            Quantity(
+                f"{sign}_share", "1", f"share of eigenvalues {people}", f"bounds on {_SLQ}, beyond sign_threshold"
+            ),
+            Quantity(f"{sign}_share_se", "1", f"standard error of the {sign} share", "s / sqrt(probes)"),
+        )
+    ),
+    Quantity("density_matvecs", "1", "Hessian-vector products spent on the density", "count"),
+)
+NODE_QUANTITIES = (
+    Quantity("ritz_value", "nat", "Ritz value", _SLQ),
+    Quantity("ritz_weight", "1", "share of the eigenvalues that a probe puts there", _SLQ),
+    Quantity("ritz_residual", "nat", "an eigenvalue lies within it of the Ritz value", _SLQ),
+)
+OPERATOR_QUANTITIES = (
+    Quantity("hessian_order", "1", "order of the Hessian: trained parameters", "count"),
+    Quantity("sign_threshold", "nat", "what rounding may make of an eigenvalue 0", "100 eps max|Ritz value|"),
 )
 
 BLEU_QUANTITIES = (
@@ -157,4 +186,45 @@ def _hessian_values(pairs: Eigenpairs, tr: TraceEstimate, *, published: bool) ->
         "hessian_trace_exact": float(tr.method == "exact-ggn"),
         "hessian_trace_converged": float(tr.converged),
     }
+    return values
+
+
+def density(job: Job, settings: Density, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]) -> Outcome:
+    """Density of the eigenvalues on `images` samples, as the quadrature of every probe; see `landscape.density`.
+
+    The values are flat lists of Ritz values, weights and residuals, probe after probe, of `ritz_nodes` each.
+    """
+    from lossatlas.landscape.density import density as density_of
+    from lossatlas.landscape.objective import Objective
+    from lossatlas.landscape.operators import hessian as operator_of
+
+    (trained,) = models
+    objective = Objective(trained.model, [job.samples(settings.data).head(settings.images)], job.criterion)
+    found = density_of(
+        operator_of(objective),
+        probes=settings.probes,
+        steps=settings.steps,
+        seed=derive(trained.seed, "density"),
+    )
+    if found.status != "ok":
+        return Outcome({}, "failed", f"the density of the eigenvalues is {found.status} ({found.reason})")
+    return Outcome(_density_values(found))
+
+
+def _density_values(found: FoundDensity) -> Values:
+    signs = found.signs()
+    values: Values = {
+        "density_matvecs": float(found.matvecs),
+        "hessian_order": float(found.size),
+        "sign_threshold": signs.threshold,
+        "ritz_nodes": [len(ritz) for ritz in found.ritz],
+    }
+    for sign, share in (
+        ("negative", signs.negative),
+        ("undecided", signs.undecided),
+        ("positive", signs.positive),
+    ):
+        values[f"{sign}_share"], values[f"{sign}_share_se"] = share.value, share.stderr
+    for name, probes in (("value", found.ritz), ("weight", found.weights), ("residual", found.residuals)):
+        values[f"ritz_{name}"] = [number for probe in probes for number in probe.tolist()]
     return values

@@ -54,6 +54,19 @@ class Hessian(Settings):
     max_matvecs: int = Field(default=200, ge=16)  # the least number of probes
 
 
+class Density(Settings):
+    """Density of the Hessian's eigenvalues by stochastic Lanczos quadrature, in eval mode.
+
+    Few probes are enough: what they read off spreads as 1 / sqrt(n) with the parameters n, and every seed of a
+    cell draws its own. `steps` part eigenvalues from each other and from 0, which more probes do not.
+    """
+
+    data: Part = "train"
+    images: Count = 200  # the first of the subset in its fixed order, as of `Hessian`
+    probes: int = Field(default=4, ge=2)  # of one there is no standard error
+    steps: Count = 64  # of Lanczos, a probe: so many eigenvalues and weights; each is one product
+
+
 class Connectivity(Settings):
     """Mode connectivity along a trained curve.
 

@@ -1,4 +1,4 @@
-"""The numbers of a grid as arrays of the page: cells, seeds, pairs, curves, training histories.
+"""The numbers of a grid as arrays of the page: cells, seeds, pairs, curves, training histories, densities.
 
 Everything lies over (further axes ..., temperature, load) with ascending values, then what it has of its own.
 """
@@ -20,6 +20,7 @@ from lossatlas.figures.panels import METRICS, colour_limits
 from lossatlas.figures.style import LINE_COLOURS, PHASE_COLOURS, number
 from lossatlas.phase_rule import METRICS as RULED
 from lossatlas.phase_rule import PHASES
+from lossatlas.report import densities
 from lossatlas.report.arrays import Arrays
 from lossatlas.results import axes_of
 
@@ -50,6 +51,7 @@ def content(tree: xr.DataTree, cells: xr.Dataset, labels: xr.Dataset, arrays: Ar
         "seeds": _seeds(tree, order, arrays),
         "pairs": _pairs(tree, order, arrays),
         "histories": _group(tree, "history", HISTORY, "epoch", [*order, "seed", "epoch"], arrays),
+        "densities": densities.content(tree, order, arrays),
     }
 
 

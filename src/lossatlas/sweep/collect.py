@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import xarray as xr
 
 from lossatlas import results
 from lossatlas.measures import STEPS, section_of
+from lossatlas.measures.models import NODE_QUANTITIES, OPERATOR_QUANTITIES
 from lossatlas.results import REASON, STATUS, Quantity
 from lossatlas.specs import Spec
 from lossatlas.summary import SEVERITY
@@ -59,6 +61,8 @@ def collect(
                 reasons[group, place][record.reason].append(step.name)
             if step.name == "connectivity" and record.values:
                 groups["curves"][place] = record.values
+            if step.name == "density" and record.values:
+                groups["densities"][place] = record.values
             if step.name == "train":
                 groups["history"][place] = record.values
     for (group, place), named in reasons.items():
@@ -92,6 +96,8 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
             spec.axes, {**seeds, **epochs}, groups["history"], HISTORY_QUANTITIES, along="epoch"
         ),
     }
+    if groups["densities"]:
+        datasets["densities"] = _densities(spec, groups["densities"])
     if groups["pairs"]:
         datasets["pairs"] = results.group(spec.axes, pair_seeds, groups["pairs"], quantities["pairs"])
     if groups["curves"]:
@@ -100,6 +106,19 @@ def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset
     if groups["cells"]:
         datasets["cells"] = results.group(spec.axes, {}, groups["cells"], quantities["cells"])
     return datasets
+
+
+def _densities(spec: Spec, records: Records) -> xr.Dataset:
+    """The quadratures of all probes; one whose Krylov space was exhausted has fewer nodes."""
+    probes: Records = {}
+    for place, record in records.items():
+        ends = itertools.accumulate(record["ritz_nodes"], initial=0)
+        for probe, (start, end) in enumerate(itertools.pairwise(ends), 1):
+            probes[*place, probe] = {each.name: record[each.name][start:end] for each in NODE_QUANTITIES}
+    seeds: dict[str, Sequence[Any]] = {"seed": list(spec.seeds)}
+    extra = {**seeds, "probe": _counted(records, "ritz_nodes"), "node": _counted(probes, "ritz_value")}
+    nodes = results.group(spec.axes, extra, probes, NODE_QUANTITIES, along="node")
+    return nodes.assign(results.group(spec.axes, seeds, records, OPERATOR_QUANTITIES).data_vars)
 
 
 def _quantities(spec: Spec) -> dict[str, list[Quantity]]:

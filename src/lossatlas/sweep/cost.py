@@ -28,6 +28,7 @@ PROBE_BATCHES = (8, 32, 128, 512)
 PROBE_STEP = 0.01  # s
 PROBED = 12  # models at most; those between are interpolated by their numbers of parameters
 PROBE_SECONDS = 4.0  # and no further model is begun after that
+NODE_BYTES = 77  # on disk, of a node of a density's quadrature
 STEP_OVERHEAD = 0.025  # s: writing and syncing the files of a step
 
 # In units of one gradient on the same samples. Products and the trace as `operators.HessianOperator` and
@@ -35,6 +36,7 @@ STEP_OVERHEAD = 0.025  # s: writing and syncing the files of a step
 FORWARD = 1 / 3
 MATVECS = 25  # products until both ends of the spectrum are there: 12 to 26 on ResNet18 and a perceptron
 MATVEC = 1.7
+ORTHOGONAL = 3e-10  # s a product, a number of a full basis: 2e-10 (75,000 parameters) to 6e-10 (9 million)
 TRACE_CLASS = 1.75  # of the exact trace, a class
 CURVE_EPOCH = 1.2
 DECODING = 4.0  # translating, in units of a forward pass: small matrices, one token after another
@@ -95,6 +97,7 @@ def estimate(plan: Plan, facts: Facts, costs_of: Costs | None = None) -> Estimat
     known: dict[tuple[int, int], tuple[tuple[float, ...], float]] = {}  # by the task and training that cells share
     found = []
     disk = 0
+    nodes = sum(each.probes * each.steps for _, each in kinds if isinstance(each, s.Density))
     for cell in plan.cells:
         task, train = plan.task(cell), plan.train(cell)
         cost = costs[_model_key(task)]
@@ -104,7 +107,7 @@ def estimate(plan: Plan, facts: Facts, costs_of: Costs | None = None) -> Estimat
             known[pair] = seconds, _memory([setting for _, setting in kinds], task, train, cost, facts)
         found.append(known[pair])
         kept = 3 + len(train.keep)  # best, early-stopped and final weights, and those asked for
-        disk += len(plan.spec.seeds) * (kept * 4 * cost.parameters + 20_000)
+        disk += len(plan.spec.seeds) * (kept * 4 * cost.parameters + 20_000 + nodes * NODE_BYTES)
     names = tuple(name for name, _ in kinds)
     return Estimate(names, np.array([row for row, _ in found]), disk, np.array([peak for _, peak in found]))
 
@@ -206,13 +209,26 @@ def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost:
     """Bytes of a worker at the peak of a cell: its data, models, and the largest of its steps."""
     sample = int(torch.Size(facts.input_shape).numel())
     n = task.data.n_train or facts.n_train
-    data = (facts.n_train + facts.n_test) * sample + 2 * _samples(n * sample) + _samples(facts.n_test * sample)
+    data = (facts.n_train + facts.n_test) * sample
+    data += 2 * _samples(n * sample) + _samples(_tested(task, facts) * sample)
     largest = train.batch_size * cost.activations
     for each in settings:
-        if isinstance(each, s.Hessian):
+        if isinstance(each, s.Hessian | s.Density):
             graphs = min(KEPT_BYTES, KEPT_GRAPH * min(each.images, n) * cost.activations)
-            largest = max(largest, graphs + min(KEPT_BYTES, MATVECS * 4 * cost.parameters))
+            largest = max(largest, graphs + _basis(each, cost.parameters))
     return PROCESS + data + VECTORS * 4 * cost.parameters + largest
+
+
+def _basis(settings: s.Hessian | s.Density, parameters: int) -> float:
+    """Bytes of the Krylov basis: that of eigenpairs is compressed and goes on, that of a density is whole."""
+    if isinstance(settings, s.Density):
+        return (min(settings.steps, parameters) + 1) * 4 * parameters
+    return min(KEPT_BYTES, MATVECS * 4 * parameters)
+
+
+def _tested(task: Task, facts: Facts) -> int:
+    """The test samples of a task."""
+    return min(task.data.n_test or facts.n_test, facts.n_test)
 
 
 def _samples(numbers: int) -> int:
@@ -224,7 +240,8 @@ def _seconds(
     name: str, settings: Settings | None, task: Task, train: Train, cost: ModelCost, facts: Facts
 ) -> float:
     n = task.data.n_train or facts.n_train
-    everything = cost.gradients((n + facts.n_test) * FORWARD, 1024)
+    n_test = _tested(task, facts)
+    everything = cost.gradients((n + n_test) * FORWARD, 1024)
     if name == "train":
         return STEP_OVERHEAD + cost.gradients(train.epochs_on(n) * n, train.batch_size)
     if name == "evaluation":
@@ -235,12 +252,16 @@ def _seconds(
         trace = facts.classes * TRACE_CLASS if facts.tokens is None else settings.max_matvecs * MATVEC
         units = min(settings.max_matvecs, MATVECS) * MATVEC + trace
         return STEP_OVERHEAD + units * cost.gradients(images, images)
+    if isinstance(settings, s.Density):
+        images, steps = min(settings.images, n), min(settings.steps, cost.parameters)
+        product = MATVEC * cost.gradients(images, images) + ORTHOGONAL * steps * cost.parameters
+        return STEP_OVERHEAD + settings.probes * steps * product
     if isinstance(settings, s.Connectivity):
         if name == "curve":
             return STEP_OVERHEAD + CURVE_EPOCH * cost.gradients(settings.epochs_on(n) * n, settings.batch_size)
         return STEP_OVERHEAD + settings.points * (everything + cost.gradients(n * FORWARD, 128))
     if isinstance(settings, s.Bleu):
-        return STEP_OVERHEAD + DECODING * settings.beam * cost.gradients(facts.n_test * FORWARD, 256)
+        return STEP_OVERHEAD + DECODING * settings.beam * cost.gradients(n_test * FORWARD, 256)
     if isinstance(settings, s.CKA):
         return STEP_OVERHEAD + 2 * cost.gradients(settings.images * FORWARD, 1024)
     return STEP_OVERHEAD

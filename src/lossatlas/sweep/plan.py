@@ -165,9 +165,11 @@ class Plan(Sequence[CellPlan]):
         seeds = tuple(step.seeds[0] for step in trained)
         inputs = tuple(step.key for step in trained)
         arrays = tuple((step.name, step.key) for step in before if step.seeds == seeds)
+        n_test = self.spec.task.data.n_test if measure.takes_test(settings) else None
         text = _joined(
             arrays=_listed([key for _, key in arrays]),
             inputs=_listed(inputs),
+            **({} if n_test is None else {"n_test": str(n_test)}),
             settings=settings_text,
             step=f'"{measure.name}"',
             version=str(measure.version),

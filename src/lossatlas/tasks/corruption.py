@@ -28,10 +28,10 @@ _DRAWS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], NDArray[np
 def corrupted(raw: RawData, settings: Data) -> RawData:
     """The data as the spec wants them: labels randomised, then the first `n_train` samples, then their pixels.
 
-    The noise of a sample does not depend on `n_train`, and a larger fraction randomises the same samples and more:
-    [Yang2021]'s code makes its subsets with noise in this order too. The test data stay clean unless `test_noise`
-    asks for the same noise from streams of its own. Raises UserError when there are fewer samples than asked for,
-    or image noise is for other data than uint8 images.
+    Of the test samples the first `n_test`. The noise of a sample does not depend on either number, and a larger
+    fraction randomises the same samples and more, as [Yang2021]'s code makes its subsets with noise. The test data
+    stay clean unless `test_noise` asks for the same noise from streams of its own. Raises UserError when there are
+    fewer training samples than asked for, or image noise is for other data than uint8 images.
     """
     if raw.sequences and (settings.label_noise or settings.test_noise):
         raise UserError(f"Data {settings.name!r} are sequences of tokens, which have no label noise. Remove it.")
@@ -54,7 +54,9 @@ def corrupted(raw: RawData, settings: Data) -> RawData:
     part = replace(
         raw, train_inputs=noisy_images(images, noise) if noise else images, train_targets=labels[:n_train]
     )
-    return _with_noisy_test(part, settings) if settings.test_noise else part
+    whole = _with_noisy_test(part, settings) if settings.test_noise else part
+    most = slice(settings.n_test)
+    return replace(whole, test_inputs=whole.test_inputs[most], test_targets=whole.test_targets[most])
 
 
 def _with_noisy_test(raw: RawData, settings: Data) -> RawData:

@@ -87,3 +87,39 @@ const DASH = ["solid", "dash", "dot"];
 function lineStyle(place, more = {}) {
   return { color: lineColour(place), width: 1.6, dash: DASH[Math.floor(place / page.colours.lines.length) % DASH.length], ...more };
 }
+
+// Shares of the eigenvalues over bins that are even on a symmetric logarithmic axis, with their standard errors: bars
+// of one model, lines of several. `models` are { name, place, share, errors }, `place` that of the colour.
+function densityChart({ name, height, edges, models }) {
+  const bins = edges.length - 1, isOne = models.length === 1;
+  const ticks = edges.map((_, k) => k).filter((k) => k % 10 === 0 || k === bins);
+  const drawn = (place) =>
+    isOne ? { type: "bar", width: 1, marker: { color: lineColour(place) }, textposition: "none" }
+      : { type: "scatter", mode: "lines+markers", line: lineStyle(place, { width: 1, shape: "hvh" }), marker: { size: 3 } };
+  const make = () => ({
+    traces: models.map(({ name, place, share, errors }, m) => ({
+      ...drawn(place), name, x: share.map((_, k) => k + (m + 1) / (models.length + 1)), y: share.map((x) => (x > 0 ? x : null)),
+      error_y: { type: "data", array: errors, thickness: 0.8, width: 0, color: isOne ? SOFT : `${lineColour(place)}80` },
+      text: share.map((x, k) => `${isOne ? "" : `${name}, `}${written(edges[k], 3)} to ${written(edges[k + 1], 3)}: ${withError(x, errors[k])}`), hovertemplate: "%{text}<extra></extra>",
+    })),
+    layout: {
+      bargap: 0, showlegend: !isOne, yaxis: plotAxis("share of the eigenvalues", { type: "log", nticks: 6 }),
+      xaxis: plotAxis("eigenvalue (nat)", { tickvals: ticks, ticktext: ticks.map((k) => written(edges[k], 2)), showgrid: false, range: [0, bins] }),
+      shapes: zeroLine(edges),
+    },
+  });
+  const numbers = () => [
+    ["bin_left", "bin_right", ...models.flatMap(({ name }) => [name, `${name}_se`])],
+    edges.slice(1).map((right, k) => [edges[k], right, ...models.flatMap(({ share, errors }) => [share[k], errors[k]])]),
+  ];
+  const zero = zeroLine(edges).length ? " Dashed: 0; eigenvalues of undecided sign lie somewhere about it." : "";
+  return chart({ name, height, make, numbers, caption: `Share of the eigenvalues in each bin, with its standard error over the probes.${zero}` });
+}
+
+// A rule where the eigenvalues change their sign; about 0 the axis is linear.
+function zeroLine(edges) {
+  const k = edges.findIndex((left, i) => left <= 0 && edges[i + 1] > 0);
+  if (k < 0) return [];
+  const at = k - edges[k] / (edges[k + 1] - edges[k]);
+  return [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: SOFT, width: 0.8, dash: "dash" } }];
+}

@@ -77,11 +77,12 @@ function surfaceCharts(result, place) {
     ],
     layout: { xaxis: planeAxis(result, 0, "α", { constrain: "domain" }), yaxis: planeAxis(result, 1, "β", evenly(result, alpha, beta)), showlegend: false },
   });
-  const scene = { aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.7 }, xaxis: { title: { text: "α" } }, yaxis: { title: { text: "β" } }, zaxis: { title: { text: plain(title) } }, camera: { eye: { x: 1.15, y: -1.35, z: 0.8 }, center: { x: 0, y: 0, z: -0.1 } } };
+  const scene = { aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.7 }, xaxis: { title: { text: "α" } }, yaxis: { title: { text: "β" } }, zaxis: { title: { text: plain(title) } }, camera: { eye: { x: 1.05, y: -1.25, z: 1.15 }, center: { x: 0, y: 0, z: -0.15 } } };
   const solid = () => ({
     traces: [
       { type: "surface", x: alpha, y: beta, z: rows, colorscale: colours, showscale: false, text: hover, hovertemplate: "%{text}<extra></extra>", contours: { z: { show: true, usecolormap: false, color: "rgba(255,255,255,0.5)", width: 1 } } },
-      ...paths.filter(({ height }) => height).map(({ a, b, height, words, mode }) => ({ type: "scatter3d", mode: mode.includes("lines") ? "lines+markers" : "markers", x: a, y: b, z: height.map(lift), text: words, hoverinfo: "text", showlegend: false, line: { color: INK, width: 5 }, marker: { color: INK, size: 4 } })),
+      ...paths.filter(({ mode }) => mode.includes("lines")).map((path) => ({ type: "scatter3d", mode: "lines", ...draped(path, alpha, beta, rows), hoverinfo: "skip", showlegend: false, line: { color: INK, width: 5 } })),
+      ...paths.filter(({ height }) => height).map(({ a, b, height, words }) => ({ type: "scatter3d", mode: "markers", x: a, y: b, z: height.map(lift), text: words, hoverinfo: "text", showlegend: false, marker: { color: INK, size: 4 } })),
     ],
     layout: { scene, margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false },
   });
@@ -91,6 +92,33 @@ function surfaceCharts(result, place) {
     chart({ name: `${result.file}-plane`, height: 420, make: flat, numbers, caption: paths.map(({ told }) => told).filter(Boolean).join(" ") }),
     chart({ name: `${result.file}-3d`, height: 420, make: solid, numbers, solid: true, caption: "Drag to turn, scroll to come nearer." }),
   ];
+}
+
+// A path laid on the surface, bilinear between the points of its grid, and a hair above it so that it can be seen.
+function draped({ a, b }, alpha, beta, rows) {
+  const known = rows.flat().filter((z) => z !== null), above = 0.008 * (Math.max(...known) - Math.min(...known));
+  const x = [], y = [], z = [];
+  for (let k = 0; k + 1 < a.length; k++)
+    for (let i = k ? 1 : 0; i <= DRAPED; i++) {
+      x.push(a[k] + (i / DRAPED) * (a[k + 1] - a[k]));
+      y.push(b[k] + (i / DRAPED) * (b[k + 1] - b[k]));
+      const height = heightAt(x.at(-1), y.at(-1), alpha, beta, rows);
+      z.push(Number.isFinite(height) ? height + above : null);
+    }
+  return { x, y, z };
+}
+
+const DRAPED = 40; // pieces of a way from one checkpoint to the next
+
+// NaN outside of the grid, and beside a point without a value.
+function heightAt(x, y, alpha, beta, rows) {
+  const cell = (values, at) => Math.min(values.findLastIndex((value) => value <= at), values.length - 2);
+  const [i, j] = [cell(alpha, x), cell(beta, y)];
+  if (i < 0 || j < 0 || x > alpha.at(-1) || y > beta.at(-1)) return NaN;
+  const corners = [rows[j][i], rows[j][i + 1], rows[j + 1][i], rows[j + 1][i + 1]];
+  if (corners.includes(null)) return NaN;
+  const [s, t] = [(x - alpha[i]) / (alpha[i + 1] - alpha[i]), (y - beta[j]) / (beta[j + 1] - beta[j])];
+  return (1 - t) * ((1 - s) * corners[0] + s * corners[1]) + t * ((1 - s) * corners[2] + s * corners[3]);
 }
 
 function sameDims(result, a, b) {
@@ -139,18 +167,9 @@ function overlays(result, place) {
 // The density over bins that are even on a symmetric logarithmic axis, and both ends with their residuals.
 function spectrumCharts(result, place) {
   const get = (name) => (result.variables[name] ? Array.from(numbersOf(result, place, name)) : null), figures = [];
-  const density = get("density");
-  if (density) {
-    const [left, right] = [get("bin_left"), get("bin_right")], errors = get("density_se");
-    const edges = [...left, right.at(-1)];
-    const ticks = edges.map((_, k) => k).filter((k) => k % 10 === 0 || k === edges.length - 1);
-    const make = () => ({
-      traces: [{ type: "bar", x: density.map((_, k) => k + 0.5), y: density.map((x) => (x > 0 ? x : null)), width: 1, marker: { color: lineColour(0) }, error_y: { type: "data", array: errors, thickness: 0.8, width: 0, color: SOFT },
-        text: density.map((x, k) => `${written(left[k], 3)} to ${written(right[k], 3)}: ${withError(x, errors[k])}`), textposition: "none", hovertemplate: "%{text}<extra></extra>" }],
-      layout: { bargap: 0, xaxis: plotAxis("eigenvalue (nat)", { tickvals: ticks, ticktext: ticks.map((k) => written(edges[k], 2)), showgrid: false }), yaxis: plotAxis("share of the eigenvalues", { type: "log", nticks: 6 }) },
-    });
-    const numbers = () => [["bin_left", "bin_right", "density", "density_se"], density.map((x, k) => [left[k], right[k], x, errors[k]])];
-    figures.push(chart({ name: `${result.file}-density`, height: 320, make, numbers, caption: "Share of the eigenvalues in each bin, with its standard error over the probes." }));
+  if (get("density")) {
+    const edges = [...get("bin_left"), get("bin_right").at(-1)], models = [{ name: "density", place: 0, share: get("density"), errors: get("density_se") }];
+    figures.push(densityChart({ name: `${result.file}-density`, height: 320, edges, models }));
   }
   const ends = [["eigenvalue", "largest"], ["eigenvalue_min", "smallest"]].filter(([name]) => get(name));
   const rows = ends.flatMap(([name, end]) => get(name).map((x, k) => [end, k + 1, x, get(`${name}_residual`)[k], get(`${name}_gap`)?.[k] ?? NaN, get(`${name}_converged`)[k] ? "yes" : "no"]));

@@ -33,17 +33,15 @@ function sliceFigure(axis) {
       traces.push(...band(x, values, errors, isLog, y, lineColour(place)));
       traces.push({ type: "scatter", mode: "lines+markers", x, y: values, yaxis: y, line: lineStyle(place), marker: { size: 5 }, customdata: cells, text: cells.map((k, i) => `${axis.texts[i]}: ${withError(values[i], errors[i], units)}`), hovertemplate: "%{text}<extra></extra>" });
     });
-    cells.forEach((k, i) => {
-      const phase = page.phases[labels.phase[k]];
-      layout.shapes.push({ type: "rect", xref: "x", yref: "paper", x0: edges[i], x1: edges[i + 1], y0: 0.965, y1: 1, line: { width: 0.5, color: PAPER }, fillcolor: phase ? page.colours.phases[phase] : NO_VALUE });
-      const isFirst = i === 0 || labels.phase[cells[i - 1]] !== labels.phase[k];
-      if (isFirst && phase) {
-        let last = i;
-        while (last + 1 < cells.length && labels.phase[cells[last + 1]] === labels.phase[k]) last += 1;
-        const middle = axis.is_log ? Math.log10(Math.sqrt(edges[i] * edges[last + 1])) : (edges[i] + edges[last + 1]) / 2;
-        layout.annotations.push({ x: middle, y: 0.9825, xref: "x", yref: "paper", text: phase, showarrow: false, yanchor: "middle", font: { size: 11, weight: 700, color: INK }, name: "phase" });
-      }
-    });
+    for (let first = 0, last; first < cells.length; first = last + 1) {
+      const code = labels.phase[cells[first]], phase = page.phases[code];
+      last = first;
+      while (last + 1 < cells.length && labels.phase[cells[last + 1]] === code) last += 1;
+      const [from, to] = [edges[first], edges[last + 1]];
+      layout.shapes.push({ type: "rect", xref: "x", yref: "paper", x0: from, x1: to, y0: 0.965, y1: 1, line: { width: 0.5, color: PAPER }, fillcolor: phase ? page.colours.phases[phase] : NO_VALUE });
+      const middle = axis.is_log ? Math.log10(Math.sqrt(from * to)) : (from + to) / 2;
+      if (phase) layout.annotations.push({ x: middle, y: 0.9825, xref: "x", yref: "paper", text: phase, showarrow: false, yanchor: "middle", font: { size: 11, weight: 700, color: INK }, name: "phase" });
+    }
     const found = descentOn(axis, here());
     if (found) {
       const at = axis.is_log ? found.peak : axis.values.indexOf(found.peak);

@@ -144,7 +144,8 @@ function hessian(k) {
     why.length ? el("ul", { class: "trouble" }, ...why.map(({ seed, place, status }) => el("li", {}, `seed ${seed} ${status}: ${page.seeds.texts.reason[reasons[place]]}`))) : null,
     measured ? el("h4", {}, "Hessian of the training loss") : null,
     measured ? el("div", { class: "wide", tabindex: 0 }, table(["", "λₘₐₓ ± residual", "λₘᵢₙ ± residual", "trace ± estimator", "over samples", "state"], rows)) : null,
-    eigenvalues(k)
+    eigenvalues(k),
+    ...density(k)
   );
 }
 
@@ -160,6 +161,24 @@ function eigenvalues(k) {
   });
   const numbers = () => [["rank", ...page.seeds.values.map((seed) => `seed ${seed}`)], of(0).map((_, rank) => [rank + 1, ...page.seeds.values.map((_, place) => of(place)[rank])])];
   return chart({ name: `eigenvalues-${placeText(k, "-")}`, height: 220, make, numbers });
+}
+
+// Which signs the eigenvalues surely have, and their density over bins that all seeds of the cell share.
+function density(k) {
+  const { bins } = page.densities, n = page.seeds.values.length;
+  if (!bins) return [];
+  const of = (name, place) => Array.from(row(`density.${name}`, k, n * bins).subarray(place * bins, (place + 1) * bins));
+  const models = page.seeds.values.map((seed, place) => ({ name: `seed ${seed}`, place, share: of("share", place), errors: of("share_se", place) }))
+    .filter(({ share }) => share.some(Number.isFinite));
+  if (!models.length) return [];
+  const signs = ["negative_share", "undecided_share", "positive_share"];
+  const rows = models.map(({ name, place }) => [name, ...signs.map((sign) => withError(row(`seed.${sign}`, k, n)[place], row(`seed.${sign}_se`, k, n)[place]))]);
+  const edges = Array.from(row("density.edges", k, bins + 1));
+  return [
+    el("h4", {}, "Density of the eigenvalues"),
+    el("div", { class: "wide", tabindex: 0 }, table(["", "surely negative", "undecided", "surely positive"], rows)),
+    densityChart({ name: `density-${placeText(k, "-")}`, height: 280, edges, models }),
+  ];
 }
 
 // The spec of this cell alone, as a file, and the command that runs it: the same keys, so the same numbers.

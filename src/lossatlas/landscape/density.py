@@ -272,6 +272,7 @@ def density(
             break
         values, vectors, residuals = space.ritz()
         found.append((values, vectors[0].square(), residuals))
+        del space  # its basis goes before that of the next probe comes
     return Density(
         ritz=tuple(values for values, _, _ in found),
         weights=tuple(weights for _, weights, _ in found),

@@ -1,7 +1,7 @@
 // What is said of one cell beside the pointer: its place, its phase, every metric with its standard error.
 
 // Numbers of the bookkeeping, which the card leaves to the story.
-const QUIET = new Set(["epochs", "best_epoch", "early_stopped_epoch", "hessian_trace_exact", "hessian_eig_converged", "hessian_eig_min_converged", "hessian_trace_converged", "t_star", "curve_train_loss", "test_error", "ensemble_size"]);
+const QUIET = new Set(["epochs", "best_epoch", "early_stopped_epoch", "hessian_trace_exact", "hessian_eig_converged", "hessian_eig_min_converged", "hessian_trace_converged", "t_star", "curve_train_loss", "test_error", "ensemble_size", "undecided_share", "positive_share"]);
 
 const BRIEF = {
   ln_hessian_eig: "ln largest eigenvalue",
@@ -11,6 +11,7 @@ const BRIEF = {
   jensen_shannon: "Jensen–Shannon divergence",
   output_cosine: "cosine of outputs",
   ensemble_error: "test error of the ensemble",
+  negative_share: "share of negative eigenvalues",
   best_epoch: "epoch of the lowest loss",
 };
 

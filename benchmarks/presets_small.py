@@ -44,6 +44,7 @@ GRID, STUDY = 0.05, 0.1
 SCALES = {
     "digits": 0.6,
     "cifar10-small": 0.5,
+    "yang2021/connectivity-ablation": 0.02,  # eight curves a pair
     "yang2021/fig7": 0.05,
     "yang2021/iwslt": 0.01,
     "yang2021/iwslt-lr": 0.01,

@@ -49,9 +49,15 @@ SCALES = {
     "yang2021/iwslt": 0.01,
     "yang2021/iwslt-lr": 0.01,
     "yang2021/multi30k": 0.02,
+    "xu2024/fig17": 0.07,  # two ResNet32, in one process
 }
 # Of translation nearly all the time goes to measures, and one epoch teaches nothing.
-TEXT = ("task.data.n_test=300", "measures.hessian.max_matvecs=32", "measures.connectivity.points=5", "train.epochs=150")
+TEXT = (
+    "task.data.n_test=300",
+    "measures.hessian.max_matvecs=32",
+    "measures.connectivity.points=5",
+    "train.epochs=150",
+)
 MADE = {"train": 8000, "test": 1500}  # samples of made data, enough for every scale
 PHOTOGRAPHS = ("cub200", "imagenet")
 FEW = {"train": 400, "test": 200}  # of photographs, which take 150 kB each

@@ -402,7 +402,7 @@ def test_the_story_of_a_cell_draws_the_density_of_its_seeds(browser: Any, tmp_pa
         figure = "density-width 8-batch size 64"
         page.locator(f'[data-figure="{figure}"]').scroll_into_view_if_needed()
         page.wait_for_selector(f'[data-figure="{figure}"] [data-drawn] .scatterlayer .trace')
-        assert page.locator(f'[data-figure="{figure}"] .scatterlayer .trace').count() == 2
+        assert page.locator(f'[data-figure="{figure}"] .legend .traces').count() == 2
         assert page.locator(f'[data-figure="{figure}"] .errorbar').count() > 20
         assert page.locator(f'[data-figure="{figure}"] .shapelayer path').count() == 1  # at 0, between both signs
         signs = page.locator(SIGNS).locator("tbody tr")

@@ -14,6 +14,7 @@ import xarray as xr
 import command
 from grids import build
 from lossatlas import local_results, phases, presets, report, results, specs
+from lossatlas.cli.explore import lacking
 from lossatlas.figures.grid import scale_of
 from lossatlas.findings import advice, claims, columns
 from lossatlas.findings.evidence import Evidence
@@ -22,6 +23,7 @@ from lossatlas.report.arrays import Arrays
 from lossatlas.report.markup import Markup, script_json, table, tag
 from lossatlas.report.transitions import crossings, transitions
 from lossatlas.studies import reading as study_reading
+from lossatlas.sweep.collect import given
 from lossatlas.sweep.cost import Estimate
 from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.run import open_folder, write_plan, write_spec
@@ -270,7 +272,7 @@ def test_folders_without_a_page_say_what_to_give(tmp_path: Path) -> None:
     write_spec(tmp_path / "variants", specs.parse(presets.text("yang2021/cka-ablation"), "ablation"))
     for name, says in (
         ("study", "give a file study/store/local-*/*/*/dataset.nc"),
-        ("variants", "Give one of them: variants/mixup-16, variants/mixup-1"),
+        ("variants", "None is begun yet; `lossatlas run variants` does them"),
         ("other", "other holds no results. Give a run folder,"),
     ):
         done = command.run(tmp_path, "report", name)
@@ -299,13 +301,30 @@ def test_a_run_that_is_not_finished_shows_what_is_there(tmp_path: Path) -> None:
     assert "`lossatlas run run` continues" in done.err
     made = (tmp_path / "report.html").read_text()
     total = sum(step.name == "train" for cell in plan for step in cell.steps)
+    steps = sum(len(cell.steps) for cell in plan)
     assert f"Unfinished: </strong>2 of {total} models" in made
-    assert "1 failed" in made
+    assert f"1 failed, 1 of {steps} steps, 1 more damaged." in made
     for name, *options in (["phases"], ["findings"], ["advise"], ["figures", "--out", "drawn"]):
         done = command.run(tmp_path, name, "run", *options)
-        assert (done.code, "run is not finished: this is what is there" in done.err) == (0, True), done.err
+        assert (done.code, "run is not finished: this is what is there, 1 of" in done.err) == (0, True), done.err
     assert damaged.read_text() == "{}"  # nobody's step is moved by looking at it
     assert not (root / "results.nc").exists()
+
+    before = full()  # results of before the spec has grown
+    results.save(before, root / "results.nc")
+    assert "run is not finished" in command.run(tmp_path, "advise", "run").err
+    before.attrs["spec"] = results.plain(given(spec))
+    results.save(before, root / "results.nc")
+    assert "not finished" not in command.run(tmp_path, "advise", "run").err
+    (root / "spec.json").write_text("{")
+    assert command.run(tmp_path, "advise", "run").code == 0  # results need no other file
+
+
+def test_what_results_lack_is_told_in_captions() -> None:
+    tree = full()
+    assert lacking(tree) == ""
+    tree.attrs |= {"unfinished": "2 of 9 steps", "spec": json.dumps({"reduced": "scaled by 0.1"})}
+    assert lacking(tree) == "unfinished: 2 of 9 steps; scaled by 0.1"
 
 
 def test_a_run_whose_models_all_failed_has_a_page() -> None:

@@ -246,6 +246,14 @@ def test_a_folder_of_another_experiment_is_refused(undisturbed: Path, tmp_path: 
     assert "task.data.label_noise: the folder has 0.1, the spec 0.0" in refused.err
 
 
+def test_fewer_test_samples_are_the_same_experiment(copy: Path, tmp_path: Path) -> None:
+    before = command.steps_done(copy / "store")
+    done = command.run(tmp_path, "run", TINY, "--set", "task.data.n_test=50", "--out", copy)
+    assert done.code == 0, done.err
+    new = command.steps_done(copy / "store").keys() - before.keys()
+    assert {key.split("/")[0] for key in new} == {"evaluation", "connectivity", "disagreement", "ensemble"}
+
+
 def test_a_default_that_is_spelled_out_is_the_same_experiment(
     undisturbed: Path, copy: Path, tmp_path: Path
 ) -> None:

@@ -228,6 +228,8 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     assert max(fig6.load["n_train"]) == 500
     assert "n train 2/10" in fig6.reduced
     assert ", samples 500/50000, test samples 1000/10000)" in fig6.reduced  # fewer amounts, and each of them less
+    asked = specs.parse(presets.text("yang2021/fig3"), "fig3", {"task.data.n_test": 50_000})  # there are 10,000
+    assert "test samples 3000/10000" in specs.scaled(asked, 0.3).reduced
     digits = specs.scaled(specs.parse(presets.text("digits"), "digits"), 0.1)
     assert digits.task.data.n_test is None  # it has fewer than are left
     assert specs.scaled(fig3, 1.0) is fig3

@@ -29,7 +29,9 @@ from lossatlas.registry import Facts
 from lossatlas.seeding import derive
 from lossatlas.specs import Spec
 from lossatlas.sweep.plan import Plan
+from lossatlas.sweep.run import saved_plan
 from lossatlas.sweep.variants import progress
+from lossatlas.sweep.worker import note_failure
 from lossatlas.tasks import data, models
 from lossatlas.tasks.corruption import corrupted
 from lossatlas.tasks.samples import Samples
@@ -250,7 +252,7 @@ def test_status_of_a_folder_of_variants(folder: Path, capsys: pytest.CaptureFixt
     assert list(told["variants"]) == ["mixup", "clean", "noisy", "hidden"]
     variants_status.status(folder / "run", as_json=False)
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[1] == "mixup\t64\t64"
+    assert printed.out.splitlines()[1] == "mixup\t64\t64\t0"
     assert printed.err.startswith(
         "100 of 100 steps done, those that variants share counted once. `lossatlas status"
     )
@@ -258,7 +260,9 @@ def test_status_of_a_folder_of_variants(folder: Path, capsys: pytest.CaptureFixt
 
 def test_watching_the_variants_ends_when_all_are_done(folder: Path) -> None:
     assert command.run(folder, "status", "run", "--watch").out == "100 of 100 steps done.\n"
-    assert json.loads(command.run(folder, "status", "run", "--watch", "--json").out) == {"done": 100, "total": 100}
+    watched = command.run(folder, "status", "run", "--watch", "--json").out
+    assert len(watched.splitlines()) == 1
+    assert json.loads(watched) == json.loads(command.run(folder, "status", "run", "--json").out)
 
 
 def test_all_variants_are_verified_and_what_they_share_is_read_once(folder: Path, tmp_path: Path) -> None:
@@ -277,6 +281,33 @@ def test_all_variants_are_verified_and_what_they_share_is_read_once(folder: Path
     assert done.out.count(record.name) == 1
     assert "variants.png is missing" in done.out
     assert "clean/results.nc cannot be read" in done.out
+
+
+def test_variants_that_cannot_be_verified_do_not_hide_the_others(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "clean")
+    (tmp_path / "run" / "noisy" / "spec.json").unlink()
+    (tmp_path / "run" / "engine.json").write_text("{")
+    done = command.run(tmp_path, "verify", "run")
+    assert done.code == 1
+    assert "clean: run/clean is missing. `lossatlas run run` makes it again." in done.out
+    assert "noisy: run/noisy is no run folder: it holds no spec.json" in done.out
+    assert "the engine: " in done.out
+    assert "3 damaged" in done.err
+    (tmp_path / "run" / "spec.json").write_text("{")
+    assert command.run(tmp_path, "verify", "run").out.startswith("the spec: run/spec.json is damaged")
+
+
+def test_watching_ends_when_all_that_is_missing_has_failed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    saved = saved_plan(tmp_path / "run" / "noisy")
+    step = next(step for step in saved.plan.steps(saved.plan.cells[0]) if step.name == "cka")
+    shutil.rmtree(tmp_path / "run" / "store" / "cka" / step.key[:2] / step.key)
+    note_failure(tmp_path / "run" / "noisy" / "failed", step, "no luck")
+    done = command.run(tmp_path, "status", "run", "--watch")
+    assert (done.code, done.out) == (1, "99 of 100 steps done.\n")
+    assert "have failed, and nobody is at work" in done.err
+    assert "noisy\t63\t64\t1" in command.run(tmp_path, "status", "run").out
 
 
 def test_plan_tells_of_the_variants(folder: Path) -> None:

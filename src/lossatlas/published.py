@@ -78,32 +78,25 @@ class _Member(NamedTuple):
         return int(self.place["width"]), int(self.place["batch"])
 
 
-def load_source(path: Path) -> xr.DataTree:
+def load_source(path: Path, *, also: str = "") -> xr.DataTree:
     """Read results from a run folder, a results file, or the published archive or folder of [Yang2021].
 
-    Raises FileError if `path` is none of them, or is damaged.
+    Raises FileError if `path` is none of them, or is damaged; `also` are words for what else the caller takes.
     """
     from lossatlas.sweep.run import check_ordinary  # 0.3 s to import, for a message
 
-    inside = path / "results.nc"
-    if inside.is_file():
-        return results.load(inside)
+    if (path / "results.nc").is_file():
+        return results.load(path / "results.nc")
+    if path.suffix == ".nc" and not path.is_dir():
+        return results.load(path)
     if is_published(path):
         return read(path)
-    if has_results(path):
-        return results.load(path)
     check_ordinary(path)
     what = "does not exist" if not path.exists() else "holds no results"
     raise FileError(
-        f"{path} {what}. Give the folder of a finished run (a results.nc stands in it), a results.nc, or the "
-        "published archive or folder of nsfzyzz/loss_landscape_taxonomy."
+        f"{path} {what}. Give a run folder, a results.nc, or the published archive or folder of "
+        f"nsfzyzz/loss_landscape_taxonomy{also}."
     )
-
-
-def has_results(path: Path) -> bool:
-    """Whether `load_source` would look for results at a place; reads no content."""
-    is_file = path.suffix == ".nc" and not path.is_dir()
-    return is_file or (path / "results.nc").is_file() or is_published(path)
 
 
 def is_published(source: Path) -> bool:

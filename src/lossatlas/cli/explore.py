@@ -84,31 +84,21 @@ def opened(source: Path, *, also: str = "") -> xr.DataTree:
 
     Raises FileError where there are none, with the way out; `also` are words for what else may be given.
     """
-    from lossatlas.published import has_results, load_source
-    from lossatlas.studies.reading import is_study, saved_store
-    from lossatlas.sweep.run import check_ordinary
+    from lossatlas.published import load_source
+    from lossatlas.studies.reading import is_study_folder, saved_store
 
-    if has_results(source):
-        return load_source(source)
-    if (source / "plan.json").is_file():
-        from lossatlas.cli.unfinished import so_far
+    if any((source / name).is_file() for name in ("spec.json", "plan.json")):
+        from lossatlas.cli.unfinished import results_of
 
-        tree = so_far(source)
-        note(f"{source} is not finished: this is what is there. `lossatlas run {source}` continues.")
-        return tree
-    check_ordinary(source)
-    if source.is_dir() and is_study(str(source)):
+        return results_of(source)
+    if is_study_folder(source):
         store = saved_store(source) or source / "store"
         raise FileError(
             f"{source} is the folder of a study, which has no grid and no phases: {source / 'index.md'} tells its "
             f"results, {source / 'figures'} shows them, and `lossatlas run {source}` draws them anew. `lossatlas "
             f"report` takes one of them: give a file {store}/local-*/*/*/dataset.nc."
         )
-    what = "holds no results" if source.exists() else "does not exist"
-    raise FileError(
-        f"{source} {what}. Give a run folder, a results.nc, or the published archive or folder of "
-        f"nsfzyzz/loss_landscape_taxonomy{also}."
-    )
+    return load_source(source, also=also)
 
 
 def labelled(tree: xr.DataTree, settings: list[str] | None = None, *, auto: bool | None = None) -> xr.Dataset:
@@ -158,9 +148,11 @@ def note_rule(labels: xr.Dataset) -> None:
     note(f"Probabilities resample the seeds at these thresholds; {fixed}.")
 
 
-def reduced_of(tree: xr.DataTree) -> str:
-    """What `--scale` has taken away from the run that results are of; stands in figures."""
-    return str(json.loads(tree.attrs.get("spec", "{}")).get("reduced", ""))
+def lacking(tree: xr.DataTree) -> str:
+    """What results lack, for captions: the steps that are not done, and what `--scale` has taken away."""
+    reduced = str(json.loads(tree.attrs.get("spec", "{}")).get("reduced", ""))
+    unfinished = f"unfinished: {tree.attrs['unfinished']}" if "unfinished" in tree.attrs else ""
+    return "; ".join(filter(None, [unfinished, reduced]))
 
 
 def draw(
@@ -176,13 +168,13 @@ def draw(
     written = []
     load, temperature = axes_of(labels)
     slices = columns.places(labels, load[0], *temperature)  # one of nothing where there is one load
-    reduced = reduced_of(tree)
+    lacks = lacking(tree)
     over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
     for at in slices:
         part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
         title = columns.place_title(at)
         drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
         for name, figure in drawn.items():
-            whole = captioned(figure, reduced) if reduced else figure
+            whole = captioned(figure, lacks) if lacks else figure
             written += figures_.save(whole, folder / f"{name}{columns.place_suffix(at)}")
     return written

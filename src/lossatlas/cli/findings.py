@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, note_rule, opened, reduced_of
+from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, lacking, note_rule, opened
 from lossatlas.cli.output import guarded, note, say, strict_json, table
 from lossatlas.errors import UserError
 
@@ -65,7 +65,7 @@ def findings(
         table(*tables.of_cells(cells, cells[["phase"]]))
     note_rule(labels)
     if out is not None:
-        _write_tables(out, evidence.cells, labels, checked, best, descents)
+        _write_tables(out, evidence.cells, labels, checked, best, descents, lacks=lacking(tree))
         for text, cells in zip(at or [], slices, strict=True):
             _draw_slice(out, cells, _place(text), descents, tree)
         _draw(out, evidence.cells, labels, descents, tree)
@@ -114,6 +114,8 @@ def _write_tables(
     checked: Sequence[Finding],
     best: Sequence[Column],
     descents: Sequence[Descent],
+    *,
+    lacks: str,
 ) -> None:
     from lossatlas import files
     from lossatlas.findings import tables
@@ -127,6 +129,7 @@ def _write_tables(
     for name, content in contents.items():
         files.write_file(folder / f"{name}.csv", tables.to_csv(content).encode())
     everything = {
+        "lacks": lacks,
         "thresholds": json.loads(labels.attrs["thresholds"]),
         "origin": json.loads(labels.attrs["origin"]),
         "claims": [
@@ -188,9 +191,9 @@ def _draw_slice(
 
 
 def _save(figure: Figure, tree: xr.DataTree, path: Path) -> None:
-    """Write a figure; below it stands what was taken away from its run."""
+    """Write a figure; below it stands what its run lacks."""
     from lossatlas import figures
     from lossatlas.figures.captions import captioned
 
-    reduced = reduced_of(tree)
-    figures.save(captioned(figure, reduced) if reduced else figure, path)
+    lacks = lacking(tree)
+    figures.save(captioned(figure, lacks) if lacks else figure, path)

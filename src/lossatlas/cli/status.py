@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from lossatlas.cli.output import SOME_FAILED, drawn, duration, guarded, note, say, strict_json, table
 from lossatlas.cli.sweep import FolderArgument
-from lossatlas.studies.reading import is_study
+from lossatlas.studies.reading import is_study_folder
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -35,14 +35,14 @@ def status(
         typer.Option(
             "--watch",
             help="Look until all is done, or has failed and nobody is at work: exit code 1. "
-            "Of variants and studies: until all is done.",
+            "Of a study: until all is done.",
         ),
     ] = False,
 ) -> None:
     """How far a run is: steps done and how they ended, what runs where, what failed and why, the time left."""
     if other := _of_other_kind(folder):
         if watch:
-            _follow(lambda: other.counted(folder), as_json=as_json)
+            _follow(other, folder, as_json=as_json)
         else:
             other.status(folder, as_json=as_json)
         return
@@ -71,7 +71,7 @@ def verify(
     from lossatlas.cli.progress import Stages
     from lossatlas.sweep.verify import Checked, verify
 
-    if is_study(str(folder)):
+    if is_study_folder(folder):
         from lossatlas.cli import study_status
 
         if study_status.verify(folder, repair=repair):
@@ -111,25 +111,29 @@ def _of_other_kind(folder: Path) -> Any:
         from lossatlas.cli import variants_status
 
         return variants_status
-    if is_study(str(folder)):
+    if is_study_folder(folder):
         from lossatlas.cli import study_status
 
         return study_status
     return None
 
 
-def _follow(counted: Callable[[], tuple[int, int]], *, as_json: bool) -> None:
-    """Tell how many steps are done whenever that has changed, until all are; Ctrl-C ends it too."""
-    told = -1
+def _follow(other: Any, folder: Path, *, as_json: bool) -> None:
+    """Tell how many steps are done whenever that has changed, until the run is over; Ctrl-C ends it too."""
+    told = None
     try:
         while True:
             began = time.monotonic()
-            done, total = counted()
-            if done != told:
-                say(strict_json({"done": done, "total": total}) if as_json else f"{done} of {total} steps done.")
+            found = other.state(folder)
+            done, total = other.counted(found)
+            if found != told:
+                say(strict_json(found) if as_json else f"{done} of {total} steps done.")
             if done == total:
                 return
-            told = done
+            if other.is_over(folder):
+                note(f"The others have failed, and nobody is at work. `lossatlas run {folder}` tries them again.")
+                raise typer.Exit(SOME_FAILED)
+            told = found
             time.sleep(max(REDRAW, 9 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,25 +14,38 @@ from lossatlas.studies import reading, work
 from lossatlas.sweep.store import Store
 
 
-def counted(folder: Path) -> tuple[int, int]:
-    """How many trainings and results are done, and of how many."""
-    done, total = _counts(folder)
-    return done.total(), total.total()
+def state(folder: Path) -> dict[str, Any]:
+    """How many trainings and results there are, and of how many."""
+    store = _store(folder)
+    done: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for step, key in _steps(folder, store):
+        total[step] += 1
+        done[step] += store.has(step, key)
+    steps = {step: {"done": done[step], "total": total[step]} for step in total}
+    return {"study": reading.saved(folder).name, "steps": steps}
+
+
+def counted(found: dict[str, Any]) -> tuple[int, int]:
+    """The trainings and results that are done, and all."""
+    steps = found["steps"].values()
+    return sum(each["done"] for each in steps), sum(each["total"] for each in steps)
+
+
+def is_over(_folder: Path) -> bool:
+    """Nobody tells: a study keeps no notes of who is at work."""
+    return False
 
 
 def status(folder: Path, *, as_json: bool) -> None:
     """Print how many trainings and results there are, and of how many."""
-    done, total = _counts(folder)
+    found = state(folder)
     if as_json:
-        steps = {step: {"done": done[step], "total": total[step]} for step in total}
-        say(strict_json({"study": reading.saved(folder).name, "steps": steps}, indent=1))
+        say(strict_json(found, indent=1))
         return
-    table(["step", "done", "of"], [[step, str(done[step]), str(total[step])] for step in total])
-    left = total.total() - done.total()
-    note(
-        f"{done.total()} of {total.total()} steps done."
-        + (f" `lossatlas run {folder}` continues." if left else "")
-    )
+    done, total = counted(found)
+    table(["step", "done", "of"], [[step, str(n["done"]), str(n["total"])] for step, n in found["steps"].items()])
+    note(f"{done} of {total} steps done." + (f" `lossatlas run {folder}` continues." if done < total else ""))
 
 
 def verify(folder: Path, *, repair: bool) -> int:
@@ -50,17 +64,6 @@ def verify(folder: Path, *, repair: bool) -> int:
         way = "made again" if repair else f"set aside by `lossatlas verify {folder} --repair` and made again"
         note(f"What is damaged is {way} by `lossatlas run {folder}`.")
     return damaged
-
-
-def _counts(folder: Path) -> tuple[Counter[str], Counter[str]]:
-    """Steps by their names: those that are done, and all."""
-    store = _store(folder)
-    done: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for step, key in _steps(folder, store):
-        total[step] += 1
-        done[step] += store.has(step, key)
-    return done, total
 
 
 def _store(folder: Path) -> Store:

@@ -16,7 +16,7 @@ from lossatlas.cli.output import SOME_FAILED, duration, guarded, note, say, size
 from lossatlas.errors import FileError, UserError
 from lossatlas.specs import Spec
 from lossatlas.specs.checks import hint
-from lossatlas.studies.reading import is_study
+from lossatlas.studies.reading import is_study, is_study_folder
 
 if TYPE_CHECKING:
     from lossatlas.cli.variants import Needs
@@ -179,7 +179,7 @@ def worker(
     """Do the cells of one shard of a planned run: what `lossatlas run` starts, and any other scheduler may."""
     from lossatlas.cli import working
 
-    if is_study(str(folder)):
+    if is_study_folder(folder):
         from lossatlas.cli import study
 
         if failures := study.worker(folder, shard, of, device):
@@ -210,7 +210,7 @@ def cancel(folder: FolderArgument) -> None:
     from lossatlas.sweep import slurm
     from lossatlas.sweep.run import run_folders
 
-    if is_study(str(folder)):
+    if is_study_folder(folder):
         raise UserError(f"{folder} holds a study, which has no jobs: Ctrl-C ends the command that works on it.")
     if not (folder / "spec.json").is_file():
         raise FileError(

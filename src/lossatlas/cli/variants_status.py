@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lossatlas.cli.output import note, say, strict_json, table
+from lossatlas.sweep.run import variant_folders
+from lossatlas.sweep.status import Observer
 from lossatlas.sweep.variants import ALL, progress
 
 
-def counted(folder: Path) -> tuple[int, int]:
-    """How many steps of all variants are done, those that they share counted once, and of how many."""
-    whole = progress(folder)[ALL]
-    return whole.done, whole.total
+def state(folder: Path) -> dict[str, Any]:
+    """How far each variant is, and all of them, what they share counted once."""
+    steps = {name: {"done": each.done, "total": each.total} for name, each in progress(folder).items()}
+    return {"together": steps.pop(ALL), "variants": steps}
+
+
+def counted(found: dict[str, Any]) -> tuple[int, int]:
+    """The steps of all variants that are done, and all."""
+    return found["together"]["done"], found["together"]["total"]
+
+
+def is_over(folder: Path) -> bool:
+    """Whether all variants were begun, and what each lacks has failed and nobody is at work."""
+    folders = variant_folders(folder).values()
+    return all((each / "plan.json").is_file() and Observer(each).look().is_over for each in folders)
 
 
 def status(folder: Path, *, as_json: bool) -> None:
-    """Print how far each variant is, and all of them, what they share counted once."""
-    found = progress(folder)
+    """Print how far the variants are, and how many steps have failed."""
+    found = state(folder)
     if as_json:
-        steps = {name: {"done": each.done, "total": each.total} for name, each in found.items()}
-        say(strict_json({"together": steps.pop(ALL), "variants": steps}, indent=1))
+        say(strict_json(found, indent=1))
         return
-    whole = found[ALL]
-    rows = [[name, str(each.done), str(each.total)] for name, each in found.items() if name != ALL]
-    table(["variant", "done", "of"], rows)
-    first = next(iter(found))
-    left = f" `lossatlas run {folder}` continues." if whole.done < whole.total else ""
+    done, total = counted(found)
+    failed = {name: _failed(folder / name) for name in found["variants"]}
+    rows = [[name, str(n["done"]), str(n["total"]), str(failed[name])] for name, n in found["variants"].items()]
+    table(["variant", "done", "of", "failed"], rows)
+    example = next((name for name, count in failed.items() if count), next(iter(found["variants"])))
+    left = f" `lossatlas run {folder}` continues." if done < total else ""
     note(
-        f"{whole.done} of {whole.total} steps done, those that variants share counted once.{left} "
-        f"`lossatlas status {folder / first}` tells more of one."
+        f"{done} of {total} steps done, those that variants share counted once.{left} "
+        f"`lossatlas status {folder / example}` tells more of one."
     )
+
+
+def _failed(folder: Path) -> int:
+    return len(Observer(folder).look().failed) if (folder / "plan.json").is_file() else 0

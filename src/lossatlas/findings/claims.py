@@ -41,11 +41,12 @@ class Finding:
 
 
 def check(evidence: Evidence, *, z: float = Z) -> list[Finding]:
-    """All claims on one grid: those of its own figure, the others that were measured, and what was not.
+    """All claims on one grid: those of its own figure, then the others; in both, what was measured comes first.
 
-    The figure is that of the preset `yang2021/figN`; any other grid repeats Figures 2 and 3, as the appendix does.
+    The figure is that of the preset `yang2021/figN` or a variant of it; any other grid repeats Figures 2 and 3, as
+    the appendix does.
     """
-    preset = re.fullmatch(r"yang2021/fig(\d+)", str(evidence.tree.attrs.get("name", "")))
+    preset = re.fullmatch(r"yang2021/fig(\d+)(/.*)?", str(evidence.tree.attrs.get("name", "")))
     own = preset[1] if preset else "2"
     found = [_check(claim, evidence, z) for claim in CLAIMS]
     return sorted(found, key=lambda each: (own not in each.claim.figure.split(), each.holds == "not measured"))

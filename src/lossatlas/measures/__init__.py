@@ -56,7 +56,7 @@ class Measure:
     def described(self, settings: Settings) -> dict[str, tuple[Quantity, ...]]:
         """Its variables by the group of the results, in the units and as the settings ask for them."""
         told: Mapping[str, Mapping[str, str]] = {}
-        if isinstance(settings, s.Connectivity | s.CKA):
+        if isinstance(settings, s.Connectivity | s.CKA | s.Density):
             told = settings.told
         return {
             group: tuple(replace(each, **told.get(each.name, {})) for each in quantities)

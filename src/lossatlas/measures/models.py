@@ -67,9 +67,7 @@ DENSITY_QUANTITIES = (
             ("positive", "surely positive"),
         )
         for quantity in (
-            Quantity(
-                f"{sign}_share", "1", f"share of eigenvalues {people}", f"bounds on {_SLQ}, beyond sign_threshold"
-            ),
+            Quantity(f"{sign}_share", "1", f"share of eigenvalues {people}", f"bounds on {_SLQ}"),
             Quantity(f"{sign}_share_se", "1", f"standard error of the {sign} share", "s / sqrt(probes)"),
         )
     ),

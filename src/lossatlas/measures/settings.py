@@ -66,6 +66,12 @@ class Density(Settings):
     probes: int = Field(default=4, ge=2)  # of one there is no standard error
     steps: Count = 64  # of Lanczos, a probe: so many eigenvalues and weights; each is one product
 
+    @property
+    def told(self) -> dict[str, dict[str, str]]:
+        """What the results tell of how the shares were estimated."""
+        how = f"bounds on stochastic Lanczos quadrature, beyond sign_threshold; {self.images} {self.data} samples"
+        return {f"{sign}_share": {"estimator": how} for sign in ("negative", "undecided", "positive")}
+
 
 class Connectivity(Settings):
     """Mode connectivity along a trained curve.

@@ -112,7 +112,10 @@ def completeness(tree: xr.DataTree) -> list[str]:
         pairs = _statuses(tree, "pairs")
         told = f"{counted(sum(pairs.values()) - pairs['missing'], 'pair')} of seeds"
         texts.append(f"{told} ({', '.join(_not_ok(pairs))})" if _not_ok(pairs) else told)
-    opening = "Unfinished: " if there < total else "With failures: " if models["failed"] else "Complete: "
+    steps = str(tree.attrs.get("unfinished", ""))
+    texts += [steps] if steps else []
+    is_whole = there == total and not steps
+    opening = "Unfinished: " if not is_whole else "With failures: " if models["failed"] else "Complete: "
     return [tag("strong", opening), f"{texts[0]}; {', '.join(texts[1:])}." if texts[1:] else f"{texts[0]}."]
 
 

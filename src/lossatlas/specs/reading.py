@@ -288,10 +288,11 @@ def _samples(spec: Spec) -> int | None:
 
 def _test_samples(spec: Spec) -> int | None:
     """The test samples of a spec; None where they are not known without the data."""
-    entry = registry.DATA.get(spec.task.data.name)
-    if spec.task.data.n_test is not None or entry is None or entry.facts is None:
-        return spec.task.data.n_test
-    return entry.facts.limited(spec.task.data.limit).n_test
+    entry, asked = registry.DATA.get(spec.task.data.name), spec.task.data.n_test
+    if entry is None or entry.facts is None:
+        return asked
+    there = entry.facts.limited(spec.task.data.limit).n_test
+    return there if asked is None else min(asked, there)
 
 
 def _told(full: Spec, small: Spec, scale: float) -> str:

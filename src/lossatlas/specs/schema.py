@@ -45,7 +45,7 @@ class Data(Settings):
     vocabulary: Count | None = None  # of text: tokens; None: what the data take. In the key as the content is
     max_length: Count | None = None  # of text: training pairs with more tokens are left out. In the key likewise
     n_train: Count | None = None  # the first n of a fixed order; None: all
-    n_test: Count | None = None  # at most the first n of a fixed order; None: all
+    n_test: int | None = Field(default=None, ge=2)  # at most the first n of a fixed order; None: all
     label_noise: Fraction = 0.0  # each training label is replaced with this probability
     definition: Literal["incorrect", "uniform"] = (
         "incorrect"  # by another class ([Yang2021]'s text), or any (its code)

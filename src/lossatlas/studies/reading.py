@@ -38,11 +38,16 @@ ODD = ("points", "grid")
 TITLES = {"images": "images looked at", "grid": "grid points a side", "points": "points of a curve"}
 
 
+def is_study_folder(path: Path) -> bool:
+    """Whether a folder holds a study."""
+    return (path / STUDY_FILE).is_file()
+
+
 def is_study(source: str) -> bool:
     """Whether a SPEC of the command line, a preset's name, a TOML file or a folder, is that of a study."""
     path = Path(source)
     if path.is_dir():
-        return (path / STUDY_FILE).is_file()
+        return is_study_folder(path)
     if not path.exists():
         return source in presets.studies()
     try:
@@ -106,7 +111,10 @@ def _content(folder: Path) -> dict[str, Any]:
     try:
         return json_files.read_sealed(path)
     except Damaged as error:
-        raise FileError(f"{path} {error}. Restore it, or start a new folder with --out.") from error
+        raise FileError(
+            f"{path} {error}, or it is of an earlier version. Restore it, or start a new folder with --out; "
+            f"--store {folder / 'store'} keeps what is finished."
+        ) from error
 
 
 def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,13 +145,17 @@ def _ts(records: Records) -> list[float]:
     return [i / (points - 1) for i in range(points)]
 
 
+def given(spec: Spec) -> dict[str, Any]:
+    """A spec as it was given, so that it can be run again; where it ran is no part of the results."""
+    return spec.model_dump(mode="json", exclude_unset=True, exclude={"slurm"})
+
+
 def _attrs(spec: Spec, fingerprint: str) -> dict[str, Any]:
     connectivity = getattr(spec.measures, "connectivity", None)
     return {
         "lossatlas_version": version("lossatlas"),
         "name": spec.name,
-        # As it was given, so that it can be run again; where it ran is no part of the results.
-        "spec": spec.model_dump(mode="json", exclude_unset=True, exclude={"slurm"}),
+        "spec": given(spec),
         "data_fingerprint": fingerprint,
         "batchnorm": {"models": "eval", "curves": "recalibrate"},
         "connectivity_rule": connectivity.rule if connectivity else "",

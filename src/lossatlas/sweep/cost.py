@@ -247,13 +247,14 @@ def _seconds(
     if name == "evaluation":
         return STEP_OVERHEAD + everything
     if isinstance(settings, s.Hessian):
-        images = min(settings.images, n)
+        images = min(settings.images, n if settings.data == "train" else n_test)
         # The trace of a Transformer is never exact.
         trace = facts.classes * TRACE_CLASS if facts.tokens is None else settings.max_matvecs * MATVEC
         units = min(settings.max_matvecs, MATVECS) * MATVEC + trace
         return STEP_OVERHEAD + units * cost.gradients(images, images)
     if isinstance(settings, s.Density):
-        images, steps = min(settings.images, n), min(settings.steps, cost.parameters)
+        images = min(settings.images, n if settings.data == "train" else n_test)
+        steps = min(settings.steps, cost.parameters)
         product = MATVEC * cost.gradients(images, images) + ORTHOGONAL * steps * cost.parameters
         return STEP_OVERHEAD + settings.probes * steps * product
     if isinstance(settings, s.Connectivity):

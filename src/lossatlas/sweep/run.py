@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lossatlas.sweep.cost import Estimate
 
 FIXED = ("task", "train")  # what a run folder's spec may not change
+OPEN = ("data.path", "init", "data.n_test")  # but these: places are no content, and no training hangs on the last
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,21 @@ def variant_folders(root: Path) -> dict[str, Path]:
 def run_folders(root: Path) -> list[Path]:
     """A run folder itself; of a folder of variants the run folders of those that were begun."""
     variants = variant_folders(root)
-    return [folder for folder in variants.values() if folder.is_dir()] if variants else [root]
+    return [folder for folder in variants.values() if _is_begun(folder)] if variants else [root]
+
+
+def _is_begun(folder: Path) -> bool:
+    return (folder / "spec.json").is_file() or (folder / "plan.json").is_file()
 
 
 def check_ordinary(root: Path) -> None:
     """Raise FileError, with the folders to choose from, if this one holds the runs of variants."""
-    if folders := variant_folders(root):
-        listed = ", ".join(str(folder) for folder in folders.values())
-        raise FileError(
-            f"{root} holds variants of a run, each in a folder of its own. Give one of them: {listed}."
+    if variant_folders(root):
+        begun = ", ".join(map(str, run_folders(root)))
+        choice = (
+            f"Give one of them: {begun}." if begun else f"None is begun yet; `lossatlas run {root}` does them."
         )
+        raise FileError(f"{root} holds variants of a run, each in a folder of its own. {choice}")
 
 
 def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
@@ -139,7 +145,7 @@ def check_same_experiment(folder: RunFolder, spec: Spec) -> None:
         problems += [
             f"{section}.{key}: the folder has {old!r}, the spec {new!r}"
             for key, old, new in differences(before[section], now[section])
-            if key not in ("data.path", "init")  # a place is no content
+            if key not in OPEN
         ]
     if bool(before["variants"]) != bool(now["variants"]):
         held, given = (

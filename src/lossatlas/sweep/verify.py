@@ -11,7 +11,7 @@ from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.sweep import data_cache, engine, slurm_files
 from lossatlas.sweep.plan import Plan
-from lossatlas.sweep.run import RunFolder, open_folder, run_folders, saved_plan
+from lossatlas.sweep.run import RunFolder, open_folder, run_folders, saved_plan, variant_folders
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.unfinished import unpacked
 
@@ -32,10 +32,11 @@ class Damage:
 
 @dataclass
 class Checked:
-    """What was read: the keys of steps and checkpoints."""
+    """What was read: the keys of steps and checkpoints, and the folders of data."""
 
     steps: set[str] = field(default_factory=set)
     checkpoints: set[str] = field(default_factory=set)
+    data: set[Path] = field(default_factory=set)
 
 
 def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> Iterator[Damage]:
@@ -44,11 +45,31 @@ def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> It
     `stage(name)` gives what is told of the progress. Steps that variants share are read once. Raises FileError
     where a file cannot be read at all. Changes nothing. Costs one pass over all bytes.
     """
-    for folder in run_folders(root):
-        where = "" if folder == root else f" of {folder.name}"
-        yield from _run(folder, checked, stage(f"reading cells{where}"))
-    if run_folders(root) != [root]:
-        yield from _figures(root)
+    variants = _variants(root)
+    if isinstance(variants, Damage):
+        yield variants
+        return
+    if not variants:
+        yield from _run(root, checked, stage("reading cells"))
+        return
+    for name, folder in variants.items():
+        try:
+            if folder in run_folders(root):
+                yield from _run(folder, checked, stage(f"reading cells of {name}"))
+            elif (root / "variants.csv").is_file():  # all were done once
+                yield Damage(name, (f"{folder} is missing. `lossatlas run {root}` makes it again.",))
+        except FileError as error:  # the others are read all the same
+            yield Damage(name, (str(error),))
+    yield from _engine(root)
+    yield from _figures(root)
+
+
+def _variants(root: Path) -> dict[str, Path] | Damage:
+    """The folders of variants by their names; none of an ordinary run."""
+    try:
+        return variant_folders(root)
+    except FileError as error:
+        return Damage("the spec", (str(error),))
 
 
 def _run(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]:
@@ -71,7 +92,7 @@ def _run(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]:
     yield from _jobs(root)
     yield from _figures(root)
     if opened is not None and plan is not None:
-        yield from _data(opened, plan)
+        yield from _data(opened, plan, checked)
         yield from _steps(opened.store, plan, checked, progress)
 
 
@@ -126,14 +147,17 @@ def _picture_problem(path: Path) -> str:
     return "" if content.startswith(begins) and content.rstrip().endswith(ends) else "is damaged: it is cut short."
 
 
-def _data(opened: RunFolder, plan: Plan) -> Iterator[Damage]:
-    store = opened.store.root
+def _data(opened: RunFolder, plan: Plan, checked: Checked) -> Iterator[Damage]:
+    store = opened.store.root.resolve()
+    where = data_cache.folder(store, plan.fingerprint)
+    if where in checked.data:
+        return
+    checked.data.add(where)
     try:
         damaged = data_cache.is_damaged(store, plan.fingerprint)
     except PermissionError as error:
         raise FileError(f"{error.filename} cannot be read: {error.strerror}.") from error
     if damaged:
-        where = data_cache.folder(store, plan.fingerprint)
         yield Damage(
             "the decoded data",
             (f"{where} is damaged: it does not give the fingerprint of the data",),

@@ -54,21 +54,18 @@ def corrupted(raw: RawData, settings: Data) -> RawData:
     part = replace(
         raw, train_inputs=noisy_images(images, noise) if noise else images, train_targets=labels[:n_train]
     )
-    whole = _with_noisy_test(part, settings) if settings.test_noise else part
-    most = slice(settings.n_test)
-    return replace(whole, test_inputs=whole.test_inputs[most], test_targets=whole.test_targets[most])
+    return _with_test(part, settings)
 
 
-def _with_noisy_test(raw: RawData, settings: Data) -> RawData:
-    noise, images = settings.image_noise, raw.test_inputs
-    labels = noisy_labels(
-        raw.test_targets, raw.classes, settings.label_noise, settings.definition, stream="test label noise"
-    )
-    return replace(
-        raw,
-        test_inputs=noisy_images(images, noise, stream="test image noise") if noise else images,
-        test_targets=labels,
-    )
+def _with_test(raw: RawData, settings: Data) -> RawData:
+    """The data with the first `n_test` test samples, and the noise on them."""
+    images, labels = raw.test_inputs[: settings.n_test], raw.test_targets
+    if settings.test_noise:
+        stream = "test label noise"
+        labels = noisy_labels(labels, raw.classes, settings.label_noise, settings.definition, stream=stream)
+        noise = settings.image_noise
+        images = noisy_images(images, noise, stream="test image noise") if noise else images
+    return replace(raw, test_inputs=images, test_targets=labels[: settings.n_test])
 
 
 def noisy_labels(

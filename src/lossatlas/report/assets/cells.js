@@ -11,7 +11,6 @@ const BRIEF = {
   jensen_shannon: "Jensen–Shannon divergence",
   output_cosine: "cosine of outputs",
   ensemble_error: "test error of the ensemble",
-  negative_share: "share of negative eigenvalues",
   best_epoch: "epoch of the lowest loss",
 };
 

@@ -93,15 +93,17 @@ function lineStyle(place, more = {}) {
 function densityChart({ name, height, edges, models }) {
   const bins = edges.length - 1, isOne = models.length === 1;
   const ticks = edges.map((_, k) => k).filter((k) => k % 10 === 0 || k === bins);
-  const drawn = (place) =>
-    isOne ? { type: "bar", width: 1, marker: { color: lineColour(place) }, textposition: "none" }
-      : { type: "scatter", mode: "lines+markers", line: lineStyle(place, { width: 1, shape: "hvh" }), marker: { size: 3 } };
+  const seen = (share) => share.map((x) => (x > 0 ? x : null)); // the axis is logarithmic
+  const words = ({ name, share, errors }) => share.map((x, k) => `${isOne ? "" : `${name}, `}${written(edges[k], 3)} to ${written(edges[k + 1], 3)}: ${withError(x, errors[k])}`);
+  const bars = (errors, color) => ({ type: "data", array: errors, thickness: 0.8, width: 0, color });
+  const one = (model) => ({ type: "bar", x: model.share.map((_, k) => k + 0.5), y: seen(model.share), width: 1, marker: { color: lineColour(model.place) }, error_y: bars(model.errors, SOFT), text: words(model), textposition: "none", hovertemplate: "%{text}<extra></extra>" });
+  // Steps from edge to edge, and the errors beside each other within a bin.
+  const several = (model, m) => [
+    { type: "scatter", mode: "lines", name: model.name, x: model.share.flatMap((_, k) => [k, k + 1]), y: seen(model.share).flatMap((x) => [x, x]), line: lineStyle(model.place, { width: 1.2 }), hoverinfo: "skip" },
+    { type: "scatter", mode: "markers", showlegend: false, x: model.share.map((_, k) => k + (m + 1) / (models.length + 1)), y: seen(model.share), marker: { size: 3, color: lineColour(model.place) }, error_y: bars(model.errors, `${lineColour(model.place)}80`), text: words(model), hovertemplate: "%{text}<extra></extra>" },
+  ];
   const make = () => ({
-    traces: models.map(({ name, place, share, errors }, m) => ({
-      ...drawn(place), name, x: share.map((_, k) => k + (m + 1) / (models.length + 1)), y: share.map((x) => (x > 0 ? x : null)),
-      error_y: { type: "data", array: errors, thickness: 0.8, width: 0, color: isOne ? SOFT : `${lineColour(place)}80` },
-      text: share.map((x, k) => `${isOne ? "" : `${name}, `}${written(edges[k], 3)} to ${written(edges[k + 1], 3)}: ${withError(x, errors[k])}`), hovertemplate: "%{text}<extra></extra>",
-    })),
+    traces: isOne ? models.map(one) : models.flatMap(several),
     layout: {
       bargap: 0, showlegend: !isOne, yaxis: plotAxis("share of the eigenvalues", { type: "log", nticks: 6 }),
       xaxis: plotAxis("eigenvalue (nat)", { tickvals: ticks, ticktext: ticks.map((k) => written(edges[k], 2)), showgrid: false, range: [0, bins] }),

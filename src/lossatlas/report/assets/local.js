@@ -77,11 +77,13 @@ function surfaceCharts(result, place) {
     ],
     layout: { xaxis: planeAxis(result, 0, "α", { constrain: "domain" }), yaxis: planeAxis(result, 1, "β", evenly(result, alpha, beta)), showlegend: false },
   });
+  const [low, high] = known.reduce(([a, b], z) => [Math.min(a, z), Math.max(b, z)], [Infinity, -Infinity]);
+  const above = 0.008 * (high - low);
   const scene = { aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.7 }, xaxis: { title: { text: "α" } }, yaxis: { title: { text: "β" } }, zaxis: { title: { text: plain(title) } }, camera: { eye: { x: 1.05, y: -1.25, z: 1.15 }, center: { x: 0, y: 0, z: -0.15 } } };
   const solid = () => ({
     traces: [
       { type: "surface", x: alpha, y: beta, z: rows, colorscale: colours, showscale: false, text: hover, hovertemplate: "%{text}<extra></extra>", contours: { z: { show: true, usecolormap: false, color: "rgba(255,255,255,0.5)", width: 1 } } },
-      ...paths.filter(({ mode }) => mode.includes("lines")).map((path) => ({ type: "scatter3d", mode: "lines", ...draped(path, alpha, beta, rows), hoverinfo: "skip", showlegend: false, line: { color: INK, width: 5 } })),
+      ...paths.filter(({ mode }) => mode.includes("lines")).map((path) => ({ type: "scatter3d", mode: "lines", ...draped(path, alpha, beta, rows, above), hoverinfo: "skip", showlegend: false, line: { color: INK, width: 5 } })),
       ...paths.filter(({ height }) => height).map(({ a, b, height, words }) => ({ type: "scatter3d", mode: "markers", x: a, y: b, z: height.map(lift), text: words, hoverinfo: "text", showlegend: false, marker: { color: INK, size: 4 } })),
     ],
     layout: { scene, margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false },
@@ -95,8 +97,7 @@ function surfaceCharts(result, place) {
 }
 
 // A path laid on the surface, bilinear between the points of its grid, and a hair above it so that it can be seen.
-function draped({ a, b }, alpha, beta, rows) {
-  const known = rows.flat().filter((z) => z !== null), above = 0.008 * (Math.max(...known) - Math.min(...known));
+function draped({ a, b }, alpha, beta, rows, above) {
   const x = [], y = [], z = [];
   for (let k = 0; k + 1 < a.length; k++)
     for (let i = k ? 1 : 0; i <= DRAPED; i++) {
@@ -113,8 +114,9 @@ const DRAPED = 40; // pieces of a way from one checkpoint to the next
 // NaN outside of the grid, and beside a point without a value.
 function heightAt(x, y, alpha, beta, rows) {
   const cell = (values, at) => Math.min(values.findLastIndex((value) => value <= at), values.length - 2);
+  const beyond = (values, at) => at - values.at(-1) > 1e-9 * (values.at(-1) - values[0]); // and not by rounding
   const [i, j] = [cell(alpha, x), cell(beta, y)];
-  if (i < 0 || j < 0 || x > alpha.at(-1) || y > beta.at(-1)) return NaN;
+  if (i < 0 || j < 0 || beyond(alpha, x) || beyond(beta, y)) return NaN;
   const corners = [rows[j][i], rows[j][i + 1], rows[j + 1][i], rows[j + 1][i + 1]];
   if (corners.includes(null)) return NaN;
   const [s, t] = [(x - alpha[i]) / (alpha[i + 1] - alpha[i]), (y - beta[j]) / (beta[j + 1] - beta[j])];

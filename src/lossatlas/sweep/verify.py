@@ -52,9 +52,10 @@ def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> It
     if not variants:
         yield from _run(root, checked, stage("reading cells"))
         return
+    begun = run_folders(root)
     for name, folder in variants.items():
         try:
-            if folder in run_folders(root):
+            if folder in begun:
                 yield from _run(folder, checked, stage(f"reading cells of {name}"))
             elif (root / "variants.csv").is_file():  # all were done once
                 yield Damage(name, (f"{folder} is missing. `lossatlas run {root}` makes it again.",))

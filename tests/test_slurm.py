@@ -213,9 +213,9 @@ def test_a_silent_controller_is_no_empty_queue(bench: Bench, monkeypatch: pytest
     assert len(attempts(bench.root)) == 1
 
 
-def slow_spec(folder: Path, seconds_a_model: int = 25) -> Path:
-    """A spec of two cells, each of which takes about a minute or more to train."""
-    epochs = f"epochs = {100 * seconds_a_model}"
+def slow_spec(folder: Path) -> Path:
+    """A spec of two cells whose models take seconds to train."""
+    epochs = "epochs = 2500"
     return command.edited(
         folder,
         load="load = { width = [64] }",
@@ -314,15 +314,24 @@ def test_preempted_and_requeued(drive: Callable[..., Driver], slurm: Cluster, sl
 
 @pytest.mark.slow
 def test_a_time_limit_shorter_than_a_cell(slurm: Cluster, tmp_path: Path) -> None:
-    spec = slow_spec(tmp_path, 50)
+    def one_model(epochs: int) -> Path:
+        one = {"seeds": "seeds = [0]", "temperature": "temperature = { batch_size = [16] }", "cka": ""}
+        load = "load = { width = [64] }"
+        return command.edited(tmp_path, load=load, epochs=f"epochs = {epochs}", connectivity="", hessian="", **one)
+
+    # As long as it takes here: 75 s without a stop, and the limit is a minute.
+    probe = command.Running(tmp_path, ("run", one_model(400), "--out", "probe"), cwd=tmp_path).finish(600)
+    assert probe.code == 0, probe.err
+    (meta,) = (tmp_path / "probe" / "store" / "train").rglob("meta.json")
+    spec = one_model(round(400 * 75 / json.loads(meta.read_text())["seconds"]))
+
+    inline = command.Running(tmp_path, ("run", spec, "--out", "inline"), cwd=tmp_path)
     driver = Driver(slurm, tmp_path, spec, "--slurm", "time=1")
-    done = driver.process.finish(1500)
-    assert done.code == 0, done.err
+    done, alone = driver.process.finish(1500), inline.finish(1500)
+    assert (done.code, alone.code) == (0, 0), done.err + alone.err
     assert "given up" not in done.err
-    metas = [json.loads(path.read_text()) for path in (driver.run / "store" / "train").rglob("meta.json")]
-    assert max(meta["stops"] for meta in metas) >= 1  # it was continued from its checkpoints
-    inline = command.Running(tmp_path, ("run", spec, "--out", "inline"), cwd=tmp_path).finish(1500)
-    assert inline.code == 0, inline.err
+    (meta,) = (driver.run / "store" / "train").rglob("meta.json")
+    assert json.loads(meta.read_text())["stops"] >= 1  # it was continued from its checkpoint
     assert_equal(driver.run, tmp_path / "inline")
 
 

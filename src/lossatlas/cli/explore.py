@@ -86,8 +86,9 @@ def opened(source: Path, *, also: str = "") -> xr.DataTree:
     """
     from lossatlas.published import load_source
     from lossatlas.studies.reading import is_study_folder, saved_store
+    from lossatlas.sweep.run import is_begun
 
-    if any((source / name).is_file() for name in ("spec.json", "plan.json")):
+    if is_begun(source):
         from lossatlas.cli.unfinished import results_of
 
         return results_of(source)

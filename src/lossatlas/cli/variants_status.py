@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lossatlas.cli.output import note, say, strict_json, table
-from lossatlas.sweep.run import variant_folders
-from lossatlas.sweep.status import Observer
+from lossatlas.sweep.run import open_folder, variant_folders
+from lossatlas.sweep.status import Observer, failures
 from lossatlas.sweep.variants import ALL, progress
 
 
@@ -47,4 +47,7 @@ def status(folder: Path, *, as_json: bool) -> None:
 
 
 def _failed(folder: Path) -> int:
-    return len(Observer(folder).look().failed) if (folder / "plan.json").is_file() else 0
+    if not (folder / "plan.json").is_file():
+        return 0
+    opened = open_folder(folder, None)
+    return len(failures(opened.failed, opened.store))

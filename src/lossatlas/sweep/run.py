@@ -114,10 +114,11 @@ def variant_folders(root: Path) -> dict[str, Path]:
 def run_folders(root: Path) -> list[Path]:
     """A run folder itself; of a folder of variants the run folders of those that were begun."""
     variants = variant_folders(root)
-    return [folder for folder in variants.values() if _is_begun(folder)] if variants else [root]
+    return [folder for folder in variants.values() if is_begun(folder)] if variants else [root]
 
 
-def _is_begun(folder: Path) -> bool:
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a run, even if one of its two files is lost."""
     return (folder / "spec.json").is_file() or (folder / "plan.json").is_file()
 
 

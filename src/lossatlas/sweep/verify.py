@@ -11,7 +11,7 @@ from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.sweep import data_cache, engine, slurm_files
 from lossatlas.sweep.plan import Plan
-from lossatlas.sweep.run import RunFolder, open_folder, run_folders, saved_plan, variant_folders
+from lossatlas.sweep.run import RunFolder, is_begun, open_folder, saved_plan, variant_folders
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.unfinished import unpacked
 
@@ -45,17 +45,17 @@ def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> It
     `stage(name)` gives what is told of the progress. Steps that variants share are read once. Raises FileError
     where a file cannot be read at all. Changes nothing. Costs one pass over all bytes.
     """
-    variants = _variants(root)
-    if isinstance(variants, Damage):
-        yield variants
+    try:
+        variants = variant_folders(root)
+    except FileError as error:
+        yield Damage("the spec", (str(error),))
         return
     if not variants:
         yield from _run(root, checked, stage("reading cells"))
         return
-    begun = run_folders(root)
     for name, folder in variants.items():
         try:
-            if folder in begun:
+            if is_begun(folder):
                 yield from _run(folder, checked, stage(f"reading cells of {name}"))
             elif (root / "variants.csv").is_file():  # all were done once
                 yield Damage(name, (f"{folder} is missing. `lossatlas run {root}` makes it again.",))
@@ -63,14 +63,6 @@ def verify(root: Path, checked: Checked, stage: Callable[[str], Progress]) -> It
             yield Damage(name, (str(error),))
     yield from _engine(root)
     yield from _figures(root)
-
-
-def _variants(root: Path) -> dict[str, Path] | Damage:
-    """The folders of variants by their names; none of an ordinary run."""
-    try:
-        return variant_folders(root)
-    except FileError as error:
-        return Damage("the spec", (str(error),))
 
 
 def _run(root: Path, checked: Checked, progress: Progress) -> Iterator[Damage]:

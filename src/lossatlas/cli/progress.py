@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -31,14 +32,11 @@ PLAIN_INTERVAL = 15.0  # s between lines when nobody watches a bar
 STOPPING = "Stopping as soon as the step in hand is done or can be continued later; once more to leave at once."
 
 
-class Stages:
-    """The progress of a command that does one thing after another: a bar each, or a line now and then."""
+class _Barred:
+    """Shows a bar while it is entered, where somebody watches."""
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True))
+    def __init__(self, *columns: ProgressColumn) -> None:
+        self._bar = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -50,6 +48,15 @@ class Stages:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class Stages(_Barred):
+    """The progress of a command that does one thing after another: a bar each, or a line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        )
 
     def stage(self, name: str) -> Callable[[int, int], None]:
         """A function that is told how many steps of this stage are done, and of how many at most."""
@@ -69,7 +76,7 @@ class Stages:
         return advanced
 
 
-class RunProgress:
+class RunProgress(_Barred):
     """Hears of finished steps and shows how much of the predicted work is done.
 
     The time left is the predicted work that is left, times how much slower or faster than predicted the work of
@@ -77,6 +84,13 @@ class RunProgress:
     """
 
     def __init__(self, predicted: Callable[[str, Cell], float], left: Remaining) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
         self._predicted = predicted  # seconds of a step by its name and cell
         self._parts: dict[int, float] = {}  # predicted seconds of what each worker has done of the step in hand
         self._left = left.seconds
@@ -84,28 +98,8 @@ class RunProgress:
         self._steps, self._of = sum(left.done.values()), sum(left.total.values())
         self._where = ""  # what there is to say of the jobs
         self._start = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=Console(stderr=True),
-            )
+        if self._bar:
             self._task = self._bar.add_task("training and measuring", total=self._of, left="")
-
-    def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def begins(self, step: Step) -> None:
         """A step is begun."""

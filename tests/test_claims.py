@@ -229,6 +229,91 @@ def test_decay_against_a_constant_rate(gain: float, holds: str) -> None:
     assert schedule(build(two({"phase": "I"}, {"phase": "I"}))) == ""
 
 
+def schedules(first: dict, second: dict, *trees: dict) -> tuple[xr.DataTree, xr.DataTree]:
+    """A decayed and a constant run: their tasks, and their cells by (width, batch size), else the same two."""
+    cells = trees or ({(2, 16): 90, (4, 16): 80}, {(2, 16): 85, (4, 16): 80})
+    made = []
+    for task, each, name in zip((first, second), cells, ("step", "constant"), strict=True):
+        spec = {"train": {"schedule": {"name": name}}, **({"task": task} if task else {})}
+        grid = {key: {"phase": "IV-B", "accuracy": accuracy} for key, accuracy in each.items()}
+        made.append(build(grid, spread=1.0, attrs={"spec": spec}))
+    return made[0], made[1]
+
+
+def of(name: str = "digits", **data: object) -> dict:
+    return {"data": {"name": name, **data}, "model": {"name": "mlp"}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (of(), of("cifar100"), "data.name is digits and cifar100"),
+        (of(), of(label_noise=0.1), "data.label_noise is 0.0 and 0.1"),
+        (
+            of(label_noise=0.1),
+            of(label_noise=0.1, definition="uniform"),
+            "data.definition is incorrect and uniform",
+        ),
+        (of(n_train=100), of(), "data.n_train is 100 and not given"),
+        (of(), {**of(), "model": {"name": "mlp", "depth": 2}}, "model.depth is 1 and 2"),
+        (of(), {**of(), "model": {"name": "cnn"}}, "model.depth is 1 and not given; model.name is mlp and cnn"),
+        (of(), {**of(), "loss": "mine:loss"}, "loss is cross_entropy and mine:loss"),
+        (of(), {}, "one of the two does not say its task"),
+        (of(), {"data": 3}, "another version of lossatlas"),
+    ],
+)
+def test_decay_is_only_compared_on_one_task(first: dict, second: dict, words: str) -> None:
+    decayed, constant = schedules(first, second)
+    for pair in ((decayed, constant), (constant, decayed)):
+        assert checked(*pair)["decay-helps"].holds == "not measured"
+    assert words in checked(decayed, constant)["decay-helps"].rests_on
+
+
+def test_what_is_spelled_out_is_the_same_task() -> None:
+    data = {"name": "digits", "path": "here", "label_noise": 0.0, "definition": "uniform"}  # of no noise
+    spelled = {"data": data, "model": {"name": "mlp", "depth": 1}}
+    found = checked(*schedules(of(), spelled))["decay-helps"]
+    assert (found.margin, found.holds) == (pytest.approx(5.0), "yes")
+    assert "in both" not in found.rests_on
+
+
+def test_data_are_the_same_by_their_content() -> None:
+    decayed, constant = schedules(of("mine:data"), of("other:data"))
+    for tree in (decayed, constant):
+        tree.attrs["data_fingerprint"] = "abc"
+    assert checked(decayed, constant)["decay-helps"].margin == pytest.approx(5.0)
+    decayed, constant = schedules(of(), of())
+    decayed.attrs["data_fingerprint"], constant.attrs["data_fingerprint"] = "abc", "def"
+    assert checked(decayed, constant)["decay-helps"].rests_on.endswith("the data are not the same")
+
+
+def test_decay_is_compared_over_the_cells_of_both() -> None:
+    decayed = {(2, 16): 80, (4, 16): 85, (8, 16): 99, (2, 32): 60, (4, 32): 60, (8, 32): 60}
+    constant = {(2, 16): 70, (4, 16): 75, (2, 64): 95, (4, 64): 95}
+    found = checked(*schedules(of(), of(), decayed, constant))["decay-helps"]
+    assert found.margin == pytest.approx(10.0)  # 85 to 75, at width 4 and batch 16
+    assert found.rests_on.endswith("; of 2 cells in both")
+    apart = checked(*schedules(of(), of(), {(2, 16): 80}, {(4, 16): 70}))["decay-helps"]
+    assert (apart.holds, apart.rests_on) == ("not measured", "the two runs have no cell in common")
+    rates = build(
+        {(2, 0.1): {"phase": "IV-B", "accuracy": 70}}, axes=("width", "lr"), attrs={"spec": {"train": {}}}
+    )
+    step = build({(2, 16): {"phase": "IV-B", "accuracy": 70}}, attrs={"spec": SPEC})
+    assert checked(step, rates)["decay-helps"].rests_on.endswith("they are width, batch_size and width, lr")
+
+
+def test_published_sets_are_compared_with_each_other() -> None:
+    def published_set(name: str, accuracy: float) -> xr.DataTree:
+        return build(two({"phase": "IV-B", "accuracy": accuracy}, {"phase": "I"}), attrs={"spec": {"name": name}})
+
+    decayed = published_set("different_knobs_subset_10/bs_*/lr_decay", 90)
+    assert checked(decayed, published_set("different_knobs_subset_10/bs_*/normal", 85))[
+        "decay-helps"
+    ].margin == pytest.approx(5.0)
+    part = checked(decayed, published_set("different_knobs_subset_5/bs_*/normal", 85))["decay-helps"]
+    assert part.rests_on.endswith("published set is different_knobs_subset_10 and different_knobs_subset_5")
+
+
 # ---- claims about every slice
 
 
@@ -301,6 +386,18 @@ def test_little_weight_decay(rest: float, holds: str) -> None:
     found = checked(tree)["little-decay-flattens"]
     assert found.margin == pytest.approx(4.0 - rest - math.log(10), abs=1e-12)
     assert found.holds == holds
+
+
+def test_a_slice_with_the_smallest_decay_alone_does_not_count() -> None:
+    """Its trace against itself would be a margin of -ln 10."""
+    lines = [[0.5, 4.0, 3.0], [0.5, 4.2, 3.0], [0.5, math.nan, math.nan], [math.nan, 4.0, 3.0]]
+    tree = build(grid_along("weight_decay", (0.0, 5e-4, 1e-3), "trace", lines), axes=("width", "weight_decay"))
+    found = checked(tree)["little-decay-flattens"]
+    assert found.margin == pytest.approx(3.6 - math.log(10), abs=1e-12)
+    assert found.rests_on.startswith("2 slices, error over seeds")
+    alone = grid_along("weight_decay", (0.0, 5e-4), "trace", [[0.5, math.nan]])
+    lacking = checked(build(alone, axes=("width", "weight_decay")))["little-decay-flattens"]
+    assert (lacking.holds, lacking.rests_on) == ("not measured", "no slice has it in two cells")
 
 
 NOISE = (0.0, 0.1, 0.2)
@@ -379,6 +476,17 @@ def test_missing_measures_are_not_measured(without: str) -> None:
     needs = {"accuracy": "best-in-IV-B", "distance": "cka-beats-l2", "mc": "loss-falls"}
     if without in needs:
         assert found[needs[without]].holds == "not measured"
+
+
+def test_only_cells_that_have_a_quantity_count() -> None:
+    cells = {
+        (2, 16): {"phase": "III", "accuracy": 70},
+        (2, 32): {"phase": "III"},
+        (4, 16): {"phase": "IV-A", "accuracy": 80},
+    }
+    assert checked(build(cells, spread=1.0))["III-accuracy"].rests_on == "1 cell in III, 1 cell in IV-A"
+    cells[2, 16] = {"phase": "III"}
+    assert checked(build(cells))["III-accuracy"].rests_on == "no cell in Phase III has test_accuracy"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from lossatlas import phases, published, results, summary
 from lossatlas.errors import UserError
 from lossatlas.findings import advice, columns, tables
 from lossatlas.results import REASON, STATUS, Axis, Quantity
+from lossatlas.tasks.corruption import noisy_labels
 
 # ---- slices
 
@@ -36,8 +37,26 @@ def small(**options: object) -> xr.DataTree:
         ({"spec": {"task": {"data": {"label_noise": 0.2}}}}, {"width": 4.0, "label_noise": 0.1}, 0.1),
     ],
 )
-def test_the_label_noise_of_a_slice(attrs: dict, at: dict, share: float) -> None:
-    assert columns.label_noise(small(attrs=attrs), at) == share
+def test_the_wrong_labels_of_a_slice(attrs: dict, at: dict, share: float) -> None:
+    assert columns.wrong_labels(small(attrs=attrs), at) == share
+
+
+@pytest.mark.parametrize(("name", "classes"), [("digits", 10), ("cifar100", 100)])
+def test_some_labels_drawn_from_all_classes_stay_right(name: str, classes: int) -> None:
+    data = {"name": name, "label_noise": 0.3, "definition": "uniform"}
+    share = columns.wrong_labels(small(attrs={"spec": {"task": {"data": data}}}), {"width": 4.0})
+    labels = np.arange(20_000) % classes
+    drawn = (noisy_labels(labels, classes, 0.3, "uniform") != labels).mean()
+    assert drawn == pytest.approx(share, abs=4 * math.sqrt(0.25 / len(labels)))  # four standard errors at most
+    assert share == pytest.approx(0.3 * (1 - 1 / classes), rel=1e-15)
+    along = columns.wrong_labels(small(attrs={"spec": {"task": {"data": data}}}), {"label_noise": 0.1})
+    assert along == pytest.approx(0.1 * (1 - 1 / classes), rel=1e-15)
+
+
+def test_how_many_are_wrong_is_not_known_without_the_number_of_classes() -> None:
+    data = {"name": "mine:data", "label_noise": 0.1, "definition": "uniform"}
+    assert math.isnan(columns.wrong_labels(small(attrs={"spec": {"task": {"data": data}}}), {"width": 4.0}))
+    assert columns.wrong_labels(small(attrs={"spec": {"task": {"data": {**data, "label_noise": 0}}}}), {}) == 0
 
 
 def test_a_slice_has_every_metric_with_its_error_and_the_phase() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from scipy import stats
 from command import TINY
 from lossatlas import specs
 from lossatlas.errors import SpecError, UserError
+from lossatlas.seeding import derive
 from lossatlas.specs import Data
 from lossatlas.specs.schema import ImageNoise
 from lossatlas.sweep.plan import Plan
-from lossatlas.tasks import corruption
+from lossatlas.tasks import corruption, data
 from lossatlas.tasks.corruption import corrupted, noisy_images, noisy_labels
 from lossatlas.tasks.data import RawData
 
@@ -49,7 +51,8 @@ def noise(kind: str = "gaussian", **given: Any) -> ImageNoise:
 def raw(count: int = 200, dtype: type = np.uint8) -> RawData:
     generator = np.random.default_rng(1)
     targets = generator.integers(0, 10, count)
-    return RawData(some(count).astype(dtype), targets, some(count, seed=1).astype(dtype), targets[::-1].copy(), 10)
+    inputs = [some(count, seed).astype(dtype) for seed in (0, 1)]
+    return RawData(inputs[0], targets, inputs[1], targets[::-1].copy(), 10, scale=255.0)
 
 
 @pytest.mark.parametrize("level", [0, 128, 250])
@@ -178,7 +181,7 @@ def test_the_test_data_stay_clean_unless_asked() -> None:
     assert abs(changed - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5
     assert (asked.test_inputs != clean.test_inputs).any((1, 2, 3)).all()
     # Their own streams: the same data in either part get other noise.
-    both = RawData(clean.train_inputs, clean.train_targets, clean.train_inputs, clean.train_targets, 10)
+    both = replace(clean, test_inputs=clean.train_inputs, test_targets=clean.train_targets)
     twice = corrupted(both, settings.model_copy(update={"test_noise": True}))
     assert not np.array_equal(twice.train_inputs, twice.test_inputs)
     assert not np.array_equal(twice.train_targets, twice.test_targets)
@@ -193,6 +196,74 @@ def test_nothing_asked_for_changes_nothing() -> None:
 def test_noise_is_for_images_alone() -> None:
     with pytest.raises(UserError, match="image_noise was given, but data 'some' hold float32 numbers"):
         corrupted(raw(dtype=np.float32), Data(name="some", image_noise=noise()))
+
+
+@pytest.fixture(scope="module")
+def digits() -> RawData:
+    return data.load("digits", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_is_in_units_of_the_datas_own_range(kind: str, digits: RawData) -> None:
+    # The digits go to 16, where usual images go to 255: noise of 16 levels' magnitude is one of 255.
+    given = noise(kind, magnitude=102.0)
+    found = corrupted(digits, Data(name="digits", image_noise=given, test_noise=True))
+    z = (102 * 16 / 255) * _drawn(kind, digits.train_inputs.shape)
+    assert np.array_equal(found.train_inputs, np.clip(np.rint(digits.train_inputs + z), 0, 16))
+    assert found.train_inputs.max() == found.test_inputs.max() == 16
+    assert (found.test_inputs != digits.test_inputs).any()
+    inputs = {f"{part}_inputs": getattr(digits, f"{part}_inputs") * 15 for part in ("train", "test")}
+    finer = corrupted(replace(digits, **inputs, scale=240.0), Data(name="digits", image_noise=given))
+    # The same noise of the same pictures, but for rounding to half a level of either.
+    assert np.abs(finer.train_inputs / 240 - found.train_inputs / 16).max() <= 0.5 / 16 + 0.5 / 240 + 1e-12
+
+
+def _drawn(kind: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    generator = np.random.default_rng(derive(0, "image noise"))
+    if kind == "gaussian":
+        return generator.standard_normal(shape)
+    u = generator.random(shape)  # as NumPy's uniform draws it
+    return {"bernoulli": np.where(u < 0.5, -1.0, 1.0), "uniform": 2 * u - 1, "positive_uniform": u}[kind]
+
+
+@pytest.mark.parametrize("scale", [255.0, 256.0, 1000.0])
+def test_a_scale_beyond_uint8_changes_no_bit(scale: float) -> None:
+    settings = Data(name="some", image_noise=noise(magnitude=33.3))
+    found = corrupted(replace(raw(), scale=scale), settings)
+    assert np.array_equal(found.train_inputs, noisy_images(raw().train_inputs, noise(magnitude=33.3)))
+
+
+def test_noise_where_white_is_not_known_is_refused() -> None:
+    settings = Data(name="some", image_noise=noise())
+    for scale in (1.0, 127.5, 0.5):
+        with pytest.raises(UserError, match=rf"hold pixels up to 255 at a scale of {scale:g}, .* what white is"):
+            corrupted(replace(raw(), scale=scale), settings)
+    dark = replace(raw(), train_inputs=raw().train_inputs // 16)
+    with pytest.raises(UserError, match="pixels up to 255 at a scale of 16"):  # of the test data
+        corrupted(replace(dark, scale=16.0), settings)
+    black = replace(raw(), train_inputs=raw().train_inputs * 0, test_inputs=raw().test_inputs * 0, scale=0.5)
+    with pytest.raises(UserError, match="what white is"):
+        corrupted(black, settings)
+    corrupted(replace(raw(), scale=1.0), Data(name="some"))
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "uniform", "positive_uniform"])
+def test_noise_that_would_be_rounded_away_is_refused(kind: str, digits: RawData) -> None:
+    with pytest.raises(UserError, match=r"data 'digits' hold levels from 0 to 16 only, .* Give 8 or more"):
+        corrupted(digits, Data(name="digits", image_noise=noise(kind, magnitude=7.9)))
+    found = corrupted(digits, Data(name="digits", image_noise=noise(kind, magnitude=8.0)))
+    assert (found.train_inputs != digits.train_inputs).any()
+    tails = noise("gaussian", magnitude=4.0)  # a quarter of a level: 5 in 100 draws are beyond half of one
+    assert (corrupted(digits, Data(name="digits", image_noise=tails)).train_inputs != digits.train_inputs).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, ">i8", np.int32])
+def test_labels_of_every_kind_of_integer_stay_integers(dtype: Any) -> None:
+    labels = np.arange(100) % 7
+    for fraction in (0.0, 0.5):
+        found = noisy_labels(labels.astype(dtype), 7, fraction, "incorrect")
+        assert found.dtype == np.int64
+        assert np.array_equal(found, noisy_labels(labels, 7, fraction, "incorrect"))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +290,7 @@ def test_noise_is_in_every_key_and_its_default_in_none() -> None:
     spelled = {**table, "magnitude": 10.0, "mode": "add", "fraction": 1.0}
     assert keys(image_noise=table) == keys(image_noise=spelled)
     others = [keys(image_noise={**table, **more}) for more in ({}, {"mode": "replace"}, {"fraction": 0.5})]
-    others += [keys(image_noise=table, test_noise=True), keys(image_noise={**table, "magnitude": 11})]
+    others += [keys(image_noise={**table, "magnitude": 11})]
     assert len(set().union(before, *others)) == len(before) * (1 + len(others))
 
 

@@ -72,12 +72,25 @@ def test_memory_counts_data_activations_graphs_and_basis() -> None:
     model = ModelCost(0.0, 1e-6, 1000, 5000.0)
     # as they are, then as float32: of 200 samples two, and the test part
     images = 1797 * 64 + 4 * 64 * (2 * 200 + 360)
-    without = cost._memory([None], task, train, model, DIGITS)
-    assert without == cost.PROCESS + images + cost.VECTORS * 4 * 1000 + 64 * 5000
+    without = cost._memory([None], task, train, model, DIGITS, 2)
+    outputs = 4 * 10 * (200 + 360)  # of each seed
+    assert without == cost.PROCESS + images + cost.VECTORS * 4 * 1000 + 2 * outputs + 64 * 5000
+    assert cost._memory([None], task, train, model, DIGITS, 5) == without + 3 * (2 * 4 * 1000 + outputs)
     graphs = cost.KEPT_GRAPH * 50 * 5000 + cost.MATVECS * 4 * 1000
-    assert cost._memory([None, measured], task, train, model, DIGITS) == without - 64 * 5000 + graphs
+    assert cost._memory([None, measured], task, train, model, DIGITS, 2) == without - 64 * 5000 + graphs
     huge = replace(model, activations=1e9)
-    assert cost._memory([measured], task, train, huge, DIGITS) == pytest.approx(64e9, rel=0.05)  # the batch
+    assert cost._memory([measured], task, train, huge, DIGITS, 2) == pytest.approx(64e9, rel=0.05)  # the batch
+
+
+def test_disk_counts_the_curves() -> None:
+    def disk(**connectivity: Any) -> float:
+        measures = {"connectivity": {"pairs": "all", **connectivity}} if connectivity else {}
+        plan = tiny(seeds=[0, 1, 2], load={"width": [2]}, temperature={"batch_size": [64]}, measures=measures)
+        return estimate(
+            plan, DIGITS, lambda tasks, _facts: dict.fromkeys(tasks, ModelCost(0, 1e-6, 1000, 1.0))
+        ).disk
+
+    assert disk(bends=2) - disk() == 3 * 2 * 4 * 1000  # three pairs, two bends each
 
 
 @pytest.fixture

@@ -141,6 +141,25 @@ def test_read_only_arrays_are_taken_without_a_warning() -> None:
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4, 5)])
+def test_arrays_that_run_backwards_or_have_foreign_bytes_are_taken(shape: tuple[int, ...]) -> None:
+    inputs = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    targets = np.arange(6)
+    raw = RawData(inputs, targets, inputs, targets, 6)
+    expected = Samples(inputs, targets, raw).head(6)
+    backwards = np.ascontiguousarray(inputs[..., ::-1])[..., ::-1], targets[::-1].copy()[::-1]
+    foreign = inputs.astype(">f4"), targets.astype(">i8")
+    assert min(backwards[0].strides) < 0
+    for given in (backwards, foreign, (foreign[0][::-1], foreign[1][::-1])):
+        found = Samples(*given, raw).head(6)
+        order = slice(None) if given[1][0] == 0 else slice(None, None, -1)
+        for one, other in zip(expected, found, strict=True):
+            assert torch.equal(one, torch.from_numpy(other.numpy()[order].copy()))
+        copies = RawData(*(part.copy() for part in given * 2), 6)
+        assert RawData(*given, *given, 6).fingerprint() == copies.fingerprint()  # the layout counts for no key
+
+
 def test_inputs_made_for_each_batch_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = np.random.default_rng(0).integers(0, 255, (9, 3, 4, 4)).astype(np.uint8)
     targets = np.zeros(9, int)

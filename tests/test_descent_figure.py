@@ -59,13 +59,14 @@ def test_the_steps_stand_above() -> None:
 
 
 def test_where_the_data_are_fitted() -> None:
-    figure, _ = drawn(label_noise=0.2)
+    figure, _ = drawn(wrong_labels=0.2)
     assert [line.get_xdata()[0] for line in by_gid(figure, "fitted")] == pytest.approx([np.sqrt(16 * 32)] * 2)
-    (level,) = by_gid(figure, "label noise")
+    (level,) = by_gid(figure, "wrong labels")
     assert level.get_ydata()[0] == 20.0
     texts = [text.get_text() for text in by_gid(figure, "train_error")[0].axes.texts]
-    assert texts == ["< 0.5 %", "20 % label noise"]
-    assert not by_gid(drawn()[0], "label noise")
+    assert texts == ["< 0.5 %", "20 % wrong labels"]
+    for none in (0.0, np.nan):
+        assert not by_gid(drawn(wrong_labels=none)[0], "wrong labels")
 
 
 def test_from_hot_to_cold_the_fitted_side_is_the_other() -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import command
 from lossatlas import specs
 from lossatlas.errors import SpecError
 from lossatlas.registry import Facts
+from lossatlas.specs import Train
 from lossatlas.sweep.plan import Plan
 from lossatlas.tasks import models
 from lossatlas.training import fine_tuning
@@ -59,6 +61,20 @@ def test_weights_of_another_model_are_told_without_advice_on_sizes(tmp_path: Pat
         checked(tuned(tmp_path, saved(tmp_path, width=4, depth=2), noise))
     assert len(refused.value.problems) == 1
     assert "out of the load" not in str(refused.value)
+
+
+def test_weights_of_a_model_that_keeps_its_network_as_module_start_it(tmp_path: Path) -> None:
+    def held(seed: int, classes: int) -> nn.Module:
+        holder = nn.Module()
+        holder.module = models.build("mlp", {"width": 4}, input_shape=(5,), classes=classes, seed=seed)
+        return holder
+
+    torch.save(held(3, 7).state_dict(), tmp_path / "w.pt")
+    model = held(4, 10)
+    fresh = model.state_dict()["module.3.bias"].clone()
+    assert fine_tuning.start(model, Train(epochs=1, init=str(tmp_path / "w.pt"))) == "module.3"
+    assert torch.equal(model.state_dict()["module.1.weight"], held(3, 7).state_dict()["module.1.weight"])
+    assert torch.equal(model.state_dict()["module.3.bias"], fresh)
 
 
 def test_what_fits_is_let_through_with_the_head_of_another_task_too(tmp_path: Path) -> None:

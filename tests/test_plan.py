@@ -22,14 +22,14 @@ PINNED = {
     "hessian": "40f15febcdd3003fa1f8168c60259bb7",
     "curve": "6e0f10fe043ace501d362209f61f930f",
     "connectivity": "7bb888dd946e01485263573d98376850",
-    "cka": "44db2e9deeacf0d2351ecaf98507bd7e",
+    "cka": "c8ab4c4181b54c22328be46e9b3f9a7c",
     "distance": "630087a981975467857d2fb294c51e91",
     "disagreement": "f59488c88974794af967aba63e9ef0b5",
-    "ensemble": "aac784a395fa853d93fa19ea8e4786bd",
+    "ensemble": "ef08e5cbeff25463e2a41125ce73d3e4",
 }
 
 
-def steps(fingerprint: str = DATA, **changes: Any) -> list[Step]:
+def steps(fingerprint: str = DATA, n_train: int = 0, **changes: Any) -> list[Step]:
     """All steps of the tiny spec with dotted keys (`__` for the dots) replaced."""
     raw = copy.deepcopy(RAW)
     for key, value in changes.items():
@@ -41,7 +41,7 @@ def steps(fingerprint: str = DATA, **changes: Any) -> list[Step]:
             del holder[last]
         else:
             holder[last] = value
-    return [step for cell in Plan(specs.validate(raw, "tiny"), fingerprint) for step in cell.steps]
+    return [step for cell in Plan(specs.validate(raw, "tiny"), fingerprint, n_train) for step in cell.steps]
 
 
 def keys(*args: Any, **changes: Any) -> dict[str, set[str]]:
@@ -121,6 +121,7 @@ PAIRED = {"curve", "connectivity", "cka", "distance", "disagreement", "ensemble"
         # The budget of a measure changes that measure only
         ({"weights": "final"}, EVERYTHING - {"train"}),
         ({"task__data__n_test": 50}, {"evaluation", "connectivity", "disagreement", "ensemble"}),
+        ({"task__data__test_noise": True}, {"evaluation", "connectivity", "disagreement", "ensemble"}),
         ({"measures__hessian__images": 60}, {"hessian"}),
         ({"measures__hessian__tol": 1e-2}, {"hessian"}),
         ({"measures__connectivity__points": 7}, {"connectivity"}),
@@ -168,6 +169,24 @@ def test_a_swept_value_has_the_key_of_a_fixed_one() -> None:
     assert fixed < swept
     lr = {"temperature": {"lr": [1, 0.1]}, "train__optimizer__lr": ..., "train__batch_size": 16}
     assert len(keys(**lr)["train"] & swept) == 4  # both widths and seeds at lr 0.1 and batch size 16
+
+
+def test_grids_share_the_models_that_they_have_in_common() -> None:
+    def trained(n_train: int = 1437, **changes: Any) -> set[str]:
+        return {step.key for step in steps(n_train=n_train, **changes) if step.name == "train"}
+
+    everything = trained(task__data__n_train=...)
+    assert trained(task__data__n_train=1437) == everything  # a subset of all is none
+    assert not trained(task__data__n_train=1436) & everything
+    assert not trained(2000, task__data__n_train=1437) & everything  # of other data it is one
+    # How labels are replaced does not matter if none are.
+    clean: dict[str, Any] = {"task__data__label_noise": 0.0}
+    assert trained(**clean, task__data__definition="uniform") == trained(**clean)
+    # Linear scaling gives some batch sizes the rate that they have without.
+    plain = {"temperature__batch_size": [16, 32], "train__optimizer__lr": 0.1}
+    assert len(trained(**plain, train__optimizer__batch_ref=32) & trained(**plain)) == 4
+    half = {**plain, "train__optimizer__lr": 0.05, "temperature__batch_size": [16]}
+    assert trained(**half) < trained(**plain, train__optimizer__batch_ref=32)
 
 
 def test_the_order_of_seeds_and_values_does_not_matter() -> None:

@@ -22,7 +22,7 @@ from lossatlas.landscape.checkpoints import Stopped
 from lossatlas.specs import EarlyStop, Optimizer, Schedule, Spec, Train
 from lossatlas.sweep.plan import Plan
 from lossatlas.tasks import losses
-from lossatlas.training import TrainedModel, fine_tuning, optimizers, rates, stops_early, train
+from lossatlas.training import Rates, TrainedModel, fine_tuning, optimizers, rates, stops_early, train
 from trainings import Memory, assert_same_bits, network, recipe, samples
 
 RAW = tomllib.loads(TINY.read_text())
@@ -169,6 +169,33 @@ def vaswani(step: int) -> float:
 def test_a_schedule_is_torchs(schedule: Schedule, theirs: Any) -> None:
     # torch's cosine goes from rate to rate, which adds roundings of PEAK up.
     assert ours(schedule) == pytest.approx(torchs(theirs), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("at", "epochs", "kept"),  # 0.29 * 100 is 28.999999999999996, 0.07 * 100 is 7.000000000000001
+    [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.58, 100, 58),
+        (0.82, 150, 123),
+        (0.7, 90, 63),
+        (0.07, 100, 7),
+        (0.75, 30, 22),
+        (0.5, 4, 2),
+        (0.999, 10, 9),
+    ],
+)
+def test_a_decay_comes_after_its_fraction_of_the_epochs_rounded_down(at: float, epochs: int, kept: int) -> None:
+    rate = Rates(1.0, Schedule(name="step", at=at), epochs, per_epoch=3)
+    assert rate.milestones == (kept,)
+    assert [rate(step) for step in range(3 * epochs)] == [1.0] * (3 * kept) + [0.1] * (3 * (epochs - kept))
+
+
+def test_every_hundredth_of_the_epochs_is_a_whole_number_of_them() -> None:
+    for hundredth in range(1, 100):
+        for epochs in (100, 200, 1000, 70_000):
+            rate = Rates(1.0, Schedule(name="step", at=hundredth / 100), epochs, per_epoch=1)
+            assert rate.milestones == (hundredth * epochs // 100,)
 
 
 def test_the_history_holds_the_rate_of_the_last_step_of_each_epoch() -> None:

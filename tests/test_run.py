@@ -78,6 +78,13 @@ def test_a_run_measures_everything(undisturbed: Path) -> None:
     assert not (undisturbed / "failed").exists()
 
 
+def test_a_run_says_that_nothing_was_learnt(tmp_path: Path) -> None:
+    hot = ["train.optimizer.lr=300", "train.epochs=1", "seeds=[0]", "measures={}", "load.width=[2]"]
+    done = command.run(tmp_path, "run", TINY, "--out", "run", *(word for each in hot for word in ("--set", each)))
+    assert done.code == 0  # a status is data
+    assert "No model has learnt anything, so there is nothing to map." in done.err
+
+
 def test_two_runs_in_two_folders_give_the_same_bits(undisturbed: Path, folder: Path, tmp_path: Path) -> None:
     done = command.run(tmp_path, "run", TINY, "--out", "again", "--store", "elsewhere")
     assert done.code == 0, done.err

@@ -132,7 +132,7 @@ def test_cka_standard_error_knows_that_a_mixup_batch_shares_its_lambda_and_partn
     networks = [outputs(4, 3, seed) for seed in (1, 2)]
     values, by_batch, shuffled = [], [], []
     for run in range(150):
-        mixed = mixup(outputs(320, 4, run), batch=16, generator=np.random.default_rng(run))
+        mixed = mixup(outputs(320, 4, run), runs=20, generator=np.random.default_rng(run))
         x, y = ((mixed @ w * 3).softmax(1) for w in networks)
         order = torch.randperm(320, generator=torch.Generator().manual_seed(run))
         values.append(cka(x, y).value)
@@ -156,7 +156,7 @@ def test_cka_refuses_what_does_not_fit():
 
 def test_mixup_by_hand():
     inputs = torch.arange(14.0, dtype=torch.float64).reshape(7, 2)
-    mixed = mixup(inputs, alpha=16.0, batch=4, generator=np.random.default_rng(3))
+    mixed = mixup(inputs, alpha=16.0, runs=2, generator=np.random.default_rng(3))
     twin = np.random.default_rng(3)
     for rows in (slice(0, 4), slice(4, 7)):  # the ragged last batch has its own lambda
         share, part = twin.beta(16.0, 16.0), inputs[rows]
@@ -166,7 +166,7 @@ def test_mixup_by_hand():
 
 def test_mixup_mixes_within_a_batch_with_one_lambda():
     inputs = torch.eye(12)  # each row of the mixed matrix names its two parents
-    mixed = mixup(inputs, batch=6, generator=np.random.default_rng(0))
+    mixed = mixup(inputs, runs=2, generator=np.random.default_rng(0))
     assert torch.equal(mixed[:6, 6:], torch.zeros(6, 6))
     assert torch.equal(mixed[6:, :6], torch.zeros(6, 6))
     for block in (mixed[:6, :6], mixed[6:, 6:]):
@@ -179,7 +179,7 @@ def test_mixup_mixes_within_a_batch_with_one_lambda():
 def test_mixup_law_of_lambda():
     """Beta(16, 16): mean 1/2, variance 1/(4 * 33)."""
     pairs = torch.tensor([[0.0], [1.0]]).repeat(4000, 1)
-    mixed = mixup(pairs, batch=2, generator=np.random.default_rng(1)).reshape(-1, 2)
+    mixed = mixup(pairs, runs=4000, generator=np.random.default_rng(1)).reshape(-1, 2)
     share = mixed[:, 1][mixed[:, 0] > 0]  # where the two were swapped: lambda
     assert 1800 < len(share) < 2200  # half of 4000, within 6 deviations
     # The mean of 2000 such lambda is known to 0.087 / sqrt(2000) = 0.002.

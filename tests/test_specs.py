@@ -14,6 +14,7 @@ from lossatlas.errors import FileError, SpecError
 from lossatlas.measures.pairs import chosen_pairs
 from lossatlas.measures.settings import CKA, Connectivity, Hessian
 from lossatlas.specs import Data, Optimizer, Schedule, Spec, Train
+from lossatlas.training import stops_early
 
 RAW = tomllib.loads(TINY.read_text())
 
@@ -227,7 +228,8 @@ def test_a_scaled_spec_is_the_same_experiment_smaller() -> None:
     fig6 = specs.scaled(specs.parse(presets.text("yang2021/fig6"), "fig6"), 0.01)
     assert max(fig6.load["n_train"]) == 500
     assert "n train 2/10" in fig6.reduced
-    assert ", samples 500/50000, test samples 1000/10000)" in fig6.reduced  # fewer amounts, and each of them less
+    # Fewer amounts, and each of them less.
+    assert ", samples 500/50000, test samples 1000/10000, best weights" in fig6.reduced
     asked = specs.parse(presets.text("yang2021/fig3"), "fig3", {"task.data.n_test": 50_000})  # there are 10,000
     assert "test samples 3000/10000" in specs.scaled(asked, 0.3).reduced
     digits = specs.scaled(specs.parse(presets.text("digits"), "digits"), 0.1)
@@ -260,7 +262,74 @@ def test_a_scaled_warm_up_stays_the_same_part_of_the_training() -> None:
     iwslt = specs.parse(presets.text("yang2021/iwslt"), "iwslt")
     small = specs.scaled(iwslt, 0.1)
     assert (small.train.epochs, small.train.schedule.warmup_epochs) == (3, pytest.approx(0.2))
-    assert specs.scaled(iwslt, 0.001).train.schedule.warmup_epochs < 1
+    assert specs.scaled(iwslt, 0.001).train.schedule.warmup_epochs == pytest.approx(2 / 30)  # of one epoch
+
+
+WARM = {"name": "inverse-sqrt", "warmup_steps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"task__data__n_train": 200}, 10),  # 5 of 50 epochs of 20 of 200 samples
+        ({"task__data__name": "mine:data", "task__data__n_train": ...}, 100),  # nobody knows how many samples
+        ({"task__data__name": "mine:data", "task__data__n_train": 200}, 10),
+        ({"task__data__n_train": 200, "train__n_ref": 400}, 10),
+        ({"task__data__name": "mine:data", "task__data__n_train": ..., "train__n_ref": 400}, 10),
+        # No fewer samples than a batch: 16 of 100.
+        ({"load": {"n_train": [50, 100]}, "task__data__n_train": ..., "task__model__width": 4}, 16),
+    ],
+)
+def test_scaled_warm_up_steps_are_the_same_part_of_the_steps(changes: dict, steps: int) -> None:
+    changes = {"temperature": {"batch_size": [16]}, **changes}
+    spec = validated(train__epochs=50, train__schedule=WARM, **changes)
+    assert specs.scaled(spec, 0.1).train.schedule.warmup_steps == steps
+
+
+def test_a_scaled_warm_up_has_a_step() -> None:
+    spec = validated(train__epochs=50, train__schedule={**WARM, "warmup_steps": 100})
+    assert specs.scaled(spec, 0.05).train.schedule.warmup_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "epochs", "start", "told"),
+    [
+        (0.5, 75, 13, "epochs 75/150, early-stop start 13/26, "),
+        (0.05, 8, 1, "epochs 8/150, early-stop start 1/26, "),
+        (0.03, 4, 1, "test samples 1000/10000, best weights instead of early-stopped)"),
+    ],
+)
+def test_a_scaled_training_still_stops_early(scale: float, epochs: int, start: int, told: str) -> None:
+    small = specs.scaled(specs.parse(presets.text("yang2021/fig2"), "fig2"), scale)
+    assert (small.train.epochs, small.train.early_stop.start) == (epochs, start)
+    assert told in small.reduced
+    stops = stops_early([1.0] * epochs, small.train.early_stop)  # a loss that never moves
+    assert stops == ("best weights" not in small.reduced)
+
+
+def test_a_scaled_start_of_early_stopping_is_told_where_it_counts() -> None:
+    small = specs.scaled(specs.parse(presets.text("yang2021/fig3"), "fig3"), 0.05)
+    assert small.train.early_stop.start == 2  # round(30 * 5 / 100) is even
+    assert "early" not in small.reduced
+
+
+@pytest.mark.parametrize(
+    ("model", "scale", "left"),
+    [
+        ({"name": "transformer", "embed_dim": 64}, 0.2, 16),
+        ({"name": "transformer", "embed_dim": 64}, 0.01, 8),
+        ({"name": "transformer", "embed_dim": 60, "heads": 3}, 0.5, 30),
+        ({"name": "transformer", "embed_dim": 60, "heads": 3}, 0.4, 24),
+        ({"name": "mine:model", "embed_dim": 65}, 0.2, 13),
+    ],
+)
+def test_a_scaled_dimension_is_an_even_multiple_of_the_heads(model: dict, scale: float, left: int) -> None:
+    spec = validated(
+        task={"data": {"name": "multi30k"}, "model": model, "loss": "translation"}, load={"n_train": [1000, 2000]}
+    )
+    small = specs.scaled(spec, scale)
+    assert small.task.model.options["embed_dim"] == left
+    assert f"embed_dim {left}/{model['embed_dim']}" in small.reduced
 
 
 @pytest.mark.parametrize(
@@ -292,6 +361,29 @@ def test_the_published_protocol_changes_only_what_is_not_given() -> None:
     assert (plain.points, plain.rule, plain.start, plain.pairs) == (5, "published", "random", 1)
     assert Connectivity(protocol="published", points=9).points == 9
     assert CKA(protocol="published").images == 768
+    # What is filled in counts as not given, so that another protocol has its own defaults, and a spec that is
+    # written and read again is the same.
+    published = {"protocol": "published", "pairs": 1}
+    again = Connectivity(**published).model_dump(exclude_unset=True)
+    assert again == published
+    assert Connectivity(**{**again, "protocol": "lossatlas"}) == Connectivity()
+    assert Connectivity(**published).content() == {
+        "protocol": "published",
+        "points": 5,
+        "rule": "published",
+        "start": "random",
+    }
+
+
+def test_a_variant_of_a_published_measure_is_of_the_protocol_that_it_names() -> None:
+    raw = copy.deepcopy(RAW)
+    raw["measures"] = {name: {"protocol": "published"} for name in ("connectivity", "cka")}
+    raw["variants"] = {
+        "mine": {"measures.connectivity.protocol": "lossatlas", "measures.cka.protocol": "lossatlas"}
+    }
+    mine = specs.variants(specs.validate(raw, "tiny"))["mine"].measures.model_dump()
+    assert mine["connectivity"] == Connectivity().model_dump()
+    assert mine["cka"] == CKA().model_dump()
 
 
 def test_defaults_are_what_they_were() -> None:

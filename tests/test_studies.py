@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -20,20 +21,25 @@ import command
 import image_folders as layouts
 import libraries
 from lossatlas import local_results, presets, registry
+from lossatlas.cli.study import _pinned as pinned
 from lossatlas.errors import SpecError, UserError
 from lossatlas.figures.captions import captioned
+from lossatlas.landscape import directions
 from lossatlas.landscape.checkpoints import StopFlag
 from lossatlas.landscape.lanczos import Eigenpairs, eigenpairs
 from lossatlas.settings import content_key
-from lossatlas.studies import reading, vectors, work
+from lossatlas.studies import captions, probing, reading, slicing, vectors, ways, work
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.index import Index
-from lossatlas.studies.items import Item, Unavailable
+from lossatlas.studies.items import Item, Lacking, Unavailable, Undefined
 from lossatlas.studies.schema import Header, KnownData, Sizes, Study
 from lossatlas.studies.subject import Subject
 from lossatlas.sweep.engine import Engine
+from lossatlas.sweep.plan import Plan
 from lossatlas.sweep.store import Store
 from lossatlas.tasks import from_torchvision
+from lossatlas.tasks.corruption import corrupted
+from lossatlas.tasks.data import digits
 
 IMAGES = 140  # a part: a batch of 128 and a rest
 # What --scale leaves is still too much for a test.
@@ -48,6 +54,7 @@ LITTLE = {
     "probes": 2,
     "steps": 8,
 }
+ADAM = {"name": "adam", "lr": 0.001}
 TINY_TRAINING = {"train.epochs": 2, "train.keep": [0, 1, 2], "models.resnet32.model.width": 2}
 
 
@@ -248,6 +255,88 @@ def test_a_curve_is_that_of_the_trained_weights(cifar10: Path, tmp_path: Path) -
     xr.testing.assert_identical(local_results.load(path), dataset)
 
 
+NOISY = """
+name = "noisy"
+[study]
+figure = 9
+models = ["small"]
+[data.digits]
+n_train = 300
+n_test = 40
+label_noise = 0.5
+image_noise = { kind = "gaussian", magnitude = 64.0, fraction = 0.5 }
+test_noise = true
+[models.small]
+title = "a small network"
+data = "digits"
+model = { name = "mlp", width = 32 }
+train = { epochs = 2, keep = [0, 1, 2], optimizer = { lr = 0.05 } }
+[sizes]
+points = 5
+grid = 3
+pairs = 2
+mining_epochs = 1
+"""
+
+
+def subjects_of(asked: Study, store: Path) -> list[Subject]:
+    sources = work.Sources(asked)
+    return work.subjects(asked, sources, sources.known(), Store(store), torch.device("cpu"))
+
+
+def trained(subject: Subject, store: Path) -> None:
+    assert not work.train(subject, Store(store), store / "failed", _Silent(), StopFlag())
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A model that was trained on the first digits, with noise."""
+    store = tmp_path_factory.mktemp("noisy")
+    (subject,) = subjects_of(reading.parse(NOISY, "noisy"), store)
+    trained(subject, store)
+    return subject
+
+
+def test_what_was_trained_on_is_looked_at(noisy: Subject) -> None:
+    """The losses by hand: of the weights in the store, on the data as a grid would train on them."""
+    asked = reading.parse(NOISY, "noisy").data["digits"]
+    learnt = corrupted(digits(), asked)
+    assert (len(learnt.train_targets), len(learnt.test_targets)) == (300, 40)
+    assert 0.3 < (learnt.train_targets != digits().train_targets[:300]).mean() < 0.7
+    w = noisy.network(noisy.late).state_dict()
+    train, test = (learnt.train_inputs, learnt.train_targets), (learnt.test_inputs, learnt.test_targets)
+    for part, (x, y) in (("train", train), ("test", test)):
+        inputs = (torch.from_numpy(x).float().flatten(1) / 16 - 0.305) / 0.376
+        outputs = F.linear(F.relu(F.linear(inputs, w["1.weight"], w["1.bias"])), w["3.weight"], w["3.bias"])
+        found = noisy.objective(noisy.late, "eval", part)
+        expected = F.cross_entropy(outputs, torch.from_numpy(y)).item()
+        assert found(found.center).item() == pytest.approx(expected, rel=1e-5)  # float32
+    assert noisy.images == 300
+    searched = vectors.w_peak(noisy, noisy.late)
+    assert searched.content["images"] == 300
+
+
+def test_keys_tell_noise_and_nothing_else(noisy: Subject, tmp_path: Path) -> None:
+    """What was looked at without its noise has another key; what no setting changes keeps the one that it had."""
+    kept = {"data": "digits", "label_noise": 0.5, "test_noise": True}
+    held_out = probing.held_out(noisy, noisy.late, ways.gaussian(noisy, noisy.late))
+    assert held_out.content["weights"]["noise"]["label_noise"] == kept["label_noise"]
+    assert (held_out.content["test_noise"], held_out.content["n_test"]) == (True, 40)
+    plain = {"image_noise": None, "label_noise": 0.0, "test_noise": False, "n_test": 300}
+    changes = {f"data.digits.{name}": value for name, value in plain.items()}
+    (clean,) = subjects_of(reading.parse(NOISY, "clean", changes), tmp_path)
+    item = probing.held_out(clean, clean.late, ways.gaussian(clean, clean.late))
+    assert item.content["weights"] == {"train": clean.training[0].key, "epoch": 2}
+    assert item.content.keys() == {"weights", "images", "ways", "pairs", "points", "batchnorm"}
+
+
+def test_a_caption_tells_what_was_done_to_the_data(noisy: Subject) -> None:
+    asked = reading.parse(NOISY, "noisy")
+    text = captions.caption(asked, noisy, work.pictures(asked, noisy)[0], {})
+    assert "(the first 300 images, 50 % of the labels replaced, gaussian noise on 50 % of the images)" in text
+    assert "Mean cross entropy of 300 training images." in text
+
+
 def _wide(values: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor(values).view(3, 1, 1)
 
@@ -291,13 +380,75 @@ def test_a_result_that_cannot_be_had_is_not_looked_for_again(tmp_path: Path) -> 
 
     def none() -> xr.Dataset:
         calls.append(1)
-        raise UserError("The directions span no plane.")
+        raise Undefined("there are no eigenvectors")
 
     item = Item("local-surface", {}, 0.0, none)
     for _ in range(2):
-        with pytest.raises(Unavailable, match="no plane"):
+        with pytest.raises(Unavailable, match="no eigenvectors"):
             subject.shelf.get(item)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [UserError("The hub does not answer."), Lacking("the weights are not there")])
+def test_what_may_be_mended_is_tried_again(error: Exception, tmp_path: Path) -> None:
+    subject, answers = subject_of(study(12), tmp_path / "store"), [error, None]
+
+    def second_time() -> xr.Dataset:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return xr.Dataset()
+
+    item = Item("local-surface", {}, 0.0, second_time)
+    for told in ([str(error)], []):
+        failures = work.make(subject, [item], tmp_path / "failed", lambda _place, _count: None, StopFlag())
+        assert [text for text in told if text not in failures[item.key]] == []
+        assert len(failures) == len(told)
+    assert subject.shelf.has(item)
+
+
+def test_parallel_directions_span_no_plane_and_that_is_kept(noisy: Subject) -> None:
+    way = ways.gaussian(noisy, noisy.late)
+    item = slicing.surface(noisy, noisy.late, [way, way])
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="linearly dependent"):
+            noisy.shelf.get(item)
+    assert noisy.shelf.has(item)
+
+
+def test_a_direction_without_length_is_given_none(noisy: Subject) -> None:
+    nothing = ways.Way(
+        "Neg. Grad.", {"of": 1}, lambda: directions.given(at, torch.zeros_like(at.center), name="0")
+    )
+    at, full = noisy.objective(noisy.late), ways.gaussian(noisy, noisy.late)
+    for item in (
+        slicing.surface(noisy, noisy.late, [ways.as_long_as(nothing, full), full]),
+        probing.distances(noisy, noisy.late, nothing),
+        probing.rivals(noisy, noisy.late, nothing, full, own_best=True),
+    ):
+        with pytest.raises(Unavailable, match=r"the direction Neg\. Grad\. has the length 0"):
+            noisy.shelf.get(item)
+        assert noisy.shelf.has(item)
+
+
+def test_results_wait_for_a_training_that_failed(tmp_path: Path) -> None:
+    asked = reading.parse(NOISY, "noisy")
+    (subject,) = subjects_of(asked, tmp_path)
+    item = slicing.line(subject, subject.late, [ways.gaussian(subject, subject.late)])
+    steps = ([item], tmp_path / "failed", lambda _place, _count: None, StopFlag())
+    failures = work.make(subject, *steps)
+    assert "the weights of epoch 2, seed 0, are not in the store" in failures[item.key]
+    trained(subject, tmp_path)
+    assert work.make(subject, *steps) == {}
+    assert np.isfinite(subject.shelf.get(item)["loss"]).all()
+
+
+def test_an_eigenvector_that_was_not_looked_for_is_not_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = _Matrix(torch.diag(torch.tensor([3.0, 1.0, -2.0, 0.5], dtype=torch.float64)))
+    monkeypatch.setattr(vectors, "eigenpairs", lambda *_: eigenpairs(matrix, 1, which="both", seed=0))
+    subject = subject_of(study(12), Path("nowhere"))
+    for sign in "PN":
+        with pytest.raises(Undefined, match=rf"no {sign}\.E\.2: the Hessian has 1 eigenpairs at either end"):
+            ways.eigenvector(subject, 1, sign, 2).make()
 
 
 # ---- smaller
@@ -320,6 +471,29 @@ def test_scaling_tells_what_is_less() -> None:
     assert not kept.study.random_weights
     with pytest.raises(SpecError, match="--scale"):
         reading.scaled(small, 0.0)
+
+
+def test_scaling_leaves_no_more_training_images_than_are_loaded(cifar10: Path, tmp_path: Path) -> None:
+    small = reading.scaled(reading.read("xu2024/fig2", {"data.cifar10.n_train": 20_000}), 0.1)
+    assert (small.data["cifar10"].limit, small.data["cifar10"].n_train) == (5000, 2000)
+    assert "images of either part 5000/50000, training images 2000/20000" in small.learners["mlp"].reduced
+    given = options(cifar10, **{"data.cifar10.n_train": 20_000})
+    done = command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", "--scale", 0.001, *given)
+    assert done.code == 0, done.err
+    many = reading.parse(NOISY, "noisy", {"data.digits.n_train": 1000})
+    assert reading.scaled(many, 0.2).data["digits"].n_train == 200
+    assert reading.scaled(many, 0.001).data["digits"].n_train == 128  # a batch
+
+
+def test_scaling_shortens_a_warm_up() -> None:
+    by = {"train.schedule.name": "cosine", "train.schedule.warmup_epochs": 20.0}
+    small = reading.scaled(reading.read("xu2024/fig2", by), 0.05).learners["mlp"].train
+    assert small is not None
+    assert (small.epochs, small.schedule.warmup_epochs) == (10, 1.0)
+    by = {"train.schedule.name": "inverse-sqrt", "train.schedule.warmup_steps": 4000}
+    small = reading.scaled(reading.read("xu2024/fig2", by), 0.001).learners["mlp"].train
+    assert small is not None
+    assert (small.epochs, small.schedule.warmup_steps) == (2, 1)
 
 
 def test_a_tiny_study_has_three_checkpoints() -> None:
@@ -372,6 +546,15 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ({"models.mlp.train.epochs": 20}, ["20, the last epoch, such as [0, 20]"]),
         ({"colour": 1}, ["colour: unknown key; allowed are name, study, data, models, sizes, reduced, train"]),
         ({"models.mlp.titel": "MLP"}, ["models.mlp.titel: unknown key; allowed are title, ", "mean title?"]),
+        ({"data.cifar10.name": "multi30k"}, ["data.cifar10.name: multi30k was given, which is text"]),
+        ({"data.cifar10.name": "cifr10"}, ["data.cifar10.name: 'cifr10' does not exist"]),
+        ({"data.cifar10.test_noise": True}, ["data.cifar10.test_noise: true was given and no noise"]),
+        ({"models.mlp.train.n_ref": 5000}, ["models.mlp.train.n_ref: 5000 was given, and a study"]),
+        ({"models.mlp.train.optimizer.name": "adam"}, ["models.mlp.train.optimizer.lr: missing; adam must be"]),
+        (
+            {"models.mlp.train.optimizer": {**ADAM, "momentum": 0.9}},
+            ["models.mlp.train.optimizer.momentum: given although adam has none"],
+        ),
         ({"data.cifar10.pth": "x"}, ["data.cifar10.pth: unknown key; allowed are name, path", "mean path?"]),
     ],
 )
@@ -382,6 +565,47 @@ def test_a_wrong_value_is_told_once_under_its_own_key(changes: dict[str, Any], p
     assert len(found.value.problems) <= len(changes) + ("study.models" in changes), told
     for each in problems:
         assert each in told
+
+
+@pytest.mark.parametrize("figure", [5, 11, 12])
+def test_a_figure_of_second_eigenvectors_takes_two(figure: int) -> None:
+    with pytest.raises(SpecError, match=r"sizes\.pairs: 1 was given; allowed are integers from 2 on"):
+        reading.read(f"xu2024/fig{figure}", {"sizes.pairs": 1})
+    assert reading.read("xu2024/fig7", {"sizes.pairs": 1}).sizes.pairs == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.optimizer": ADAM},
+        {"train.optimizer.name": "adam", "train.optimizer.lr": 0.001},
+        {"models.mlp.train": {"optimizer": ADAM}},
+        {"models.mlp.train.optimizer.lr": 0.001, "models.mlp.train.optimizer.name": "adam"},
+    ],
+)
+def test_another_optimizer_takes_nothing_of_the_common_one(changes: dict[str, Any]) -> None:
+    asked = reading.read("xu2024/fig6", changes)
+    train = asked.learners["mlp"].train
+    assert train is not None
+    assert train.optimizer.model_fields_set - {"weight_decay"} == {"name", "lr"}
+    spec = asked.training_of(asked.learners["mlp"])
+    assert spec is not None
+    optimizer = spec.at(spec.cells()[0])[1].optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adam", 0.001, 5e-4)
+
+
+def test_a_study_in_a_file_may_name_another_optimizer_or_schedule() -> None:
+    text = 'name = "a"\nstudy = { figure = 6, models = ["mlp", "resnet32"] }\n'
+    text += 'train.optimizer = { name = "adamw", lr = 0.002, betas = [0.8, 0.9] }\n'
+    text += 'train.schedule = { name = "cosine", final = 0.1 }\n'
+    text += 'models.resnet32.train.optimizer = { name = "sgd", lr = 0.2, momentum = 0.5 }\n'
+    text += 'models.resnet32.train.schedule = { name = "step" }\n'
+    asked = reading.parse(text, "a file")
+    adamw, sgd = (asked.learners[name].train for name in ("mlp", "resnet32"))
+    assert adamw is not None
+    assert sgd is not None
+    assert (adamw.optimizer.name, adamw.optimizer.betas, adamw.schedule.final) == ("adamw", (0.8, 0.9), 0.1)
+    assert (sgd.optimizer.lr, sgd.optimizer.momentum, sgd.schedule.name) == (0.2, 0.5, "step")
 
 
 def test_data_that_are_not_there_are_told_by_the_key_of_a_study(tmp_path: Path) -> None:
@@ -412,6 +636,16 @@ def test_a_model_that_cannot_be_built_is_refused_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def test_more_images_than_there_are_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "noisy.toml").write_text(NOISY)
+    for command_ in ("plan", "run"):
+        told = refused(tmp_path, command_, "noisy.toml", "--set", "data.digits.n_train=1438")
+        assert "data.digits.n_train: 1438 was given; allowed are at most 1437" in told
+        told = refused(tmp_path, command_, "noisy.toml", "--set", "train.batch_size=301")
+        assert "models.small.train.batch_size: 301 was given; allowed are at most 300" in told
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_study_takes_no_other_engine(tmp_path: Path) -> None:
     assert "inline and processes" in refused(tmp_path, "run", "xu2024/fig3", "--engine", "slurm")
     assert "--write-only" in refused(tmp_path, "run", "xu2024/fig3", "--write-only")
@@ -439,6 +673,9 @@ def test_a_folder_holds_one_study(cifar10: Path, tmp_path: Path) -> None:
     assert command.run(tmp_path, "run", "xu2024/fig6", "--out", "out", *arguments).code == 0
     other = refused(tmp_path, "run", "xu2024/fig7", "--out", "out", *arguments)
     assert "study.figure: the folder has 6, this one 7" in other
+    by = ["--set", "data.cifar10.label_noise=0.1"]
+    noisy = refused(tmp_path, "run", "xu2024/fig6", "--out", "out", *arguments, *by)
+    assert "data.cifar10.label_noise: the folder has 0.0, this one 0.1" in noisy
     for words in (("phases", "out"), ("findings", "out"), ("advise", "out"), ("figures", "out", "--out", "drawn")):
         assert "out is the folder of a study" in refused(tmp_path, *words)
     (tmp_path / "mine").mkdir()
@@ -447,6 +684,20 @@ def test_a_folder_holds_one_study(cifar10: Path, tmp_path: Path) -> None:
     saved = tmp_path / "out" / reading.STUDY_FILE
     saved.write_text(saved.read_text().replace("mlp", "mlq"))
     assert "damaged" in refused(tmp_path, "run", "out")
+
+
+def test_keys_hang_on_the_content_of_weights_to_start_from(tmp_path: Path) -> None:
+    def training_keys(value: float, name: str) -> tuple[str, ...]:
+        path = tmp_path / name
+        safetensors.torch.save_file({"weight": torch.full((2, 2), value)}, path)
+        given = reading.read("xu2024/fig6", {"study.models": ["mlp"], "models.mlp.train.init": str(path)})
+        found = pinned(given)
+        spec = found.training_of(found.learners["mlp"])
+        assert spec is not None
+        return tuple(step.key for step in Plan(spec, "f" * 32)[0].steps if step.name == "train")
+
+    assert training_keys(1.0, "one") == training_keys(1.0, "moved")
+    assert training_keys(2.0, "one") != training_keys(1.0, "one")
 
 
 def test_the_documents_describe_all_of_it() -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from lossatlas import registry
 from lossatlas.errors import UserError
+from lossatlas.landscape.random_state import seeded
+from lossatlas.seeding import derive
 from lossatlas.tasks import data, losses, models
 from lossatlas.tasks.samples import Samples
 
@@ -64,6 +66,32 @@ def test_a_seed_fixes_the_initialisation_and_nothing_else() -> None:
     assert not torch.equal(build(1), first)
 
 
+def test_a_gpu_that_is_not_in_use_yet_begins_with_the_callers_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []  # that all GPUs would begin with, in their order
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        models.build("mlp", {"width": 3}, input_shape=(4,), classes=2, seed=0)
+        with pytest.raises(UserError):
+            models.build("mlp", {"depth": 3}, input_shape=(4,), classes=2, seed=0)
+    ours = derive(0, "initialisation")
+    assert seeds == [11, ours, 11, ours, 11]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_random_states_of_gpus_are_put_back() -> None:
+    torch.cuda.init()
+    states = torch.cuda.get_rng_state_all()
+    drawn = []
+    for _ in range(2):
+        with seeded(5):
+            drawn.append(torch.rand(3, device="cuda"))
+    assert torch.equal(*drawn)
+    models.build("mlp", {"width": 3}, input_shape=(4,), classes=2, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(states, torch.cuda.get_rng_state_all(), strict=True))
+
+
 def test_the_loss_is_cross_entropy_and_the_error_in_percent() -> None:
     criterion = losses.build("cross_entropy")
     outputs, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -97,6 +125,14 @@ def forgotten(): return RawData(X, Y, X, Y, 0)
 def negative(): return X, Y.astype(int) - 1, X, Y
 def too_many(): return RawData(X, Y, X, Y, 2)
 def one_class(): return X, Y * 0, X, Y * 0
+def wide(): return X, Y, np.zeros((6, 7), np.float32), Y
+def words(): return X.astype(str), Y, X, Y
+def complex(): return X, Y, X + 1j, Y
+def long(): return X.astype(np.longdouble), Y, X, Y
+def backwards(): return X[:, ::-1], Y[::-1], X.astype(">f8"), Y.astype(">i4")
+def colours(): return RawData(X, Y, X, Y, 3, mean=(0.1, 0.2, 0.3))
+def features(): return RawData(X, Y, X, Y, 3, mean=(0.1, 0.2, 0.3, 0.4, 0.5), std=(2.0,))
+def mixed(): return X, X[:, :2], X, X[:, 0]
 def broken(): raise KeyError("a mistake of one's own")
 
 def net(width, input_shape, classes): return nn.Linear(input_shape[0], classes)
@@ -131,6 +167,10 @@ def test_data_of_ones_own() -> None:
     assert Samples(raw.train_inputs, raw.train_targets, raw).targets.tolist() == [0, 1, 2, 0, 1, 2]
     assert len(data.load("own_tasks:from_path", "4").train_targets) == 4
     assert data.load("own_tasks:raw", None).classes == 4
+    assert data.load("own_tasks:features", None).mean[4] == 0.5
+    raw = data.load("own_tasks:backwards", None)
+    assert Samples(raw.train_inputs, raw.train_targets, raw).targets.tolist() == [2, 1, 0, 2, 1, 0]
+    assert Samples(raw.test_inputs, raw.test_targets, raw).targets.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.usefixtures("own")
@@ -144,6 +184,11 @@ def test_data_of_ones_own() -> None:
         ("negative", "must be integers of shape .* from 0"),
         ("too_many", "from 0 to 1"),
         ("one_class", "one class; give at least two"),
+        ("wide", r"a training sample has inputs of shape \(5,\) and a test sample of \(7,\); give both the same"),
+        ("words", r"the training inputs are <U32; they must be real numbers"),
+        ("complex", "the test inputs are complex64; they must be real"),
+        ("long", "of at most 64 bits"),
+        ("colours", r"mean and std hold 3 and 1 numbers, and inputs have shape \(5,\); give one number, or one a"),
         ("broken", "raised KeyError: .a mistake of one's own"),
         ("value", "has no function value"),
         ("missing", "has no function missing"),
@@ -195,6 +240,7 @@ def test_regression_is_taken_where_it_is_allowed() -> None:
         ("fractions", "the training targets are float64"),
         ("cubes", r"of shape \(6, 2, 2\); they must be finite numbers of shape \(N,\) or \(N, d\)"),
         ("unknown", "must be finite"),
+        ("mixed", r"targets of shape \(2,\) and a test sample of \(\)"),
         ("forgotten", "classes=0 tells of floating-point ones"),
     ):
         with pytest.raises(UserError, match=problem):

@@ -245,6 +245,7 @@ WITHOUT_MODEL = {
     "load",
     "results",
     "save",
+    "similarity.mixup_runs",
     "supervised",
 }
 # Derivatives and descents do not exist under this policy; the refusal, too, leaves everything as it was.

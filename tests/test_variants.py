@@ -24,7 +24,7 @@ from lossatlas.cli import variants_status
 from lossatlas.errors import SpecError
 from lossatlas.findings.variants import ranked, spearman
 from lossatlas.landscape.alignment import cka
-from lossatlas.landscape.similarity import mixup, noisy
+from lossatlas.landscape.similarity import mixup, mixup_runs, noisy
 from lossatlas.registry import Facts
 from lossatlas.seeding import derive
 from lossatlas.specs import Spec
@@ -132,7 +132,11 @@ def test_scaled_variants_have_shorter_curves_and_fewer_pairs() -> None:
     small = specs.scaled(spec, 0.1)
     assert small.variants.keys() == spec.variants.keys()
     assert small.measures.connectivity.epochs == 5
-    assert small.variants["epochs-10"] == {"measures.connectivity.epochs": 1}
+    assert small.variants["epochs-10"] == {"measures.connectivity.epochs": 3}  # of one the rate is tiny
+    assert small.reduced.endswith(", alike at this scale: published and ring)")  # two seeds are one pair
+    tiny = specs.scaled(spec, 0.02)
+    assert tiny.measures.connectivity.epochs == 3
+    assert "alike at this scale: published and ring, alike at this scale: published and epochs-10" in tiny.reduced
     assert small.variants["points-17"] == spec.variants["points-17"]
     listed = variants_of(a={"measures.connectivity.pairs": [[0, 1]]}, b={"measures.connectivity.n_ref": 100})
     few = specs.scaled(listed, 0.1).variants
@@ -337,14 +341,15 @@ def test_the_variants_measure_what_they_say(folder: Path) -> None:
         path = folder / "run" / "store" / "train" / step.key[:2] / step.key / "best.safetensors"
         net.load_state_dict(safetensors.torch.load_file(path))
         nets.append(net.eval())
+    runs = mixup_runs(len(inputs))  # that share a lambda
     mixed = mixup(inputs, generator=np.random.default_rng(derive(0, "mixup of all pairs")))
     with_noise = noisy(mixed, 0.5, generator=np.random.default_rng(derive(0, "noise of all pairs")))
     with torch.no_grad():
         expected = {
-            "mixup": cka(*[net(mixed).double().softmax(1) for net in nets]),
+            "mixup": cka(*[net(mixed).double().softmax(1) for net in nets], blocks=runs),
             "clean": cka(*[net(inputs).double().softmax(1) for net in nets]),
-            "noisy": cka(*[net(with_noise) for net in nets]),
-            "hidden": cka(*[net[:3](mixed) for net in nets], debiased=True),  # type: ignore[index]
+            "noisy": cka(*[net(with_noise) for net in nets], blocks=runs),
+            "hidden": cka(*[net[:3](mixed) for net in nets], debiased=True, blocks=runs),  # type: ignore[index]
         }
     for name, estimate in expected.items():
         pairs = results.load(folder / "run" / name / "results.nc")["pairs"].to_dataset()
@@ -354,10 +359,10 @@ def test_the_variants_measure_what_they_say(folder: Path) -> None:
         assert found["cka_se"].item() == pytest.approx(estimate.stderr, rel=1e-3), name
     told = {name: results.load(folder / "run" / name / "results.nc")["pairs"]["cka"].attrs for name in expected}
     assert told["mixup"]["estimator"].startswith(
-        "linear, centred, float64, softmax outputs on mixup images; of text"
+        "linear, centred, float64, softmax outputs on at most 256 mixup images; of text"
     )
-    assert "unbiased HSIC, features input:3 on mixup images" in told["hidden"]["estimator"]
-    assert "logits on mixup images with noise 0.5" in told["noisy"]["estimator"]
+    assert "unbiased HSIC, features input:3 on at most 256 mixup images" in told["hidden"]["estimator"]
+    assert "logits on at most 256 mixup images with noise 0.5" in told["noisy"]["estimator"]
 
 
 def test_the_table_holds_rank_correlations(folder: Path) -> None:
@@ -370,6 +375,7 @@ def test_the_table_holds_rank_correlations(folder: Path) -> None:
     for row in rows:
         mine = cells[row["variant"]]
         assert (row["quantity"], int(row["cells"])) == ("cka", 4)
+        assert float(row["mean"]) == pytest.approx(mine["cka"].mean().item(), abs=1e-4)
         for name, other in (("rho_accuracy", mine["test_accuracy"]), ("rho_first", cells["mixup"]["cka"])):
             expected = spearmanr(mine["cka"].values.ravel(), other.values.ravel()).statistic
             assert float(row[name]) == pytest.approx(expected, abs=1e-4)

@@ -55,12 +55,56 @@ def test_every_format_is_read(write: Any, suffix: str, tmp_path: Path) -> None:
     assert found.notes == ()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("length", [128, 640, 1152])  # of the header; its low bytes are those of a pickle
+def test_safetensors_that_begin_as_a_pickle_are_read(length: int, tmp_path: Path) -> None:
+    tensors, path = state(network()), tmp_path / "w"
+    if length == 128:
+        tensors = {"3.bias": tensors["3.bias"]}
+    told = next(
+        told
+        for told in ({"about": "x" * n} for n in range(length))
+        if int.from_bytes(safetensors.torch.save(tensors, told)[:8], "little") == length
+    )
+    content = safetensors.torch.save(tensors, told)
+    assert content[0] == 0x80
+    path.write_bytes(content)
+    found = weights.read(path)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.tensors.items())
+    assert found.tensors.keys() == tensors.keys()
+    path.write_bytes(content[:-1])
+    with pytest.raises(FileError, match="is damaged, or holds no weights"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_removed_and_told(prefix: str, tmp_path: Path) -> None:
     torch.save({prefix + name: t for name, t in state(network()).items()}, tmp_path / "w.pt")
     found = assert_loaded(tmp_path / "w.pt", network())
     assert all("prefix" in note and "9 names" in note for note in found.notes)
     assert len(found.notes) == prefix.count(".")
+
+
+class Holder(nn.Module):
+    """Keeps a network under the name of DataParallel's prefix."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.module = inner
+
+
+@pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_prefix_that_is_the_models_own_stays(depth: int, wrap: str, tmp_path: Path) -> None:
+    def held(seed: int) -> nn.Module:
+        return Holder(network(seed)) if depth == 1 else Holder(Holder(network(seed)))
+
+    torch.save({wrap + name: t for name, t in state(held(0)).items()}, tmp_path / "w.pt")
+    model, found = held(1), weights.read(tmp_path / "w.pt")
+    assert [note.split("'")[1] for note in weights.fitted(found, model.state_dict()).notes] == [
+        f"{part}." for part in wrap.split(".")[:-1]
+    ]
+    weights.load(model, found)
+    assert all(torch.equal(t, held(0).state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:

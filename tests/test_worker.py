@@ -1,6 +1,7 @@
 """The worker in this process: what it leaves as it was, what it does again, what it does not."""
 
 import json
+import shutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from command import TINY
-from lossatlas import specs
+from lossatlas import phases, specs, summary
 from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.landscape.checkpoints import State, Stopped
@@ -122,6 +123,25 @@ def test_the_weights_asked_for_are_measured(raw: RawData, tmp_path: Path) -> Non
     assert found["final"] != found["best"]
 
 
+def test_weights_of_the_early_stop_that_were_lost_are_made_again(raw: RawData, tmp_path: Path) -> None:
+    rule = {"tolerance": 10.0, "patience": 1, "start": 2}  # nats: comes true at once
+    spec, cells = one_cell(raw, "hessian", "connectivity", early_stop=rule)
+    spec = spec.model_copy(update={"weights": "early-stopped"})
+    cells = Plan(spec, raw.fingerprint())
+    found = []
+    for name in ("whole", "lost"):
+        store = Store(tmp_path / name / "store")
+        step = cells[0].steps[0]
+        if name == "lost":
+            shutil.copytree(tmp_path / "whole", tmp_path / "lost")
+            (store.folder("train", step.key) / "early-stopped.safetensors").unlink()
+            shutil.rmtree(tmp_path / "lost" / "store" / "evaluation")
+        work(tmp_path / name, raw, cells, "early-stopped")
+        assert (store.folder("train", step.key) / "early-stopped.safetensors").is_file()
+        found.append([store.read(s.name, s.key) for s in cells[0].steps if s.name == "evaluation"])
+    assert found[0] == found[1]
+
+
 def test_what_a_failed_step_is_needed_for_is_left_out(
     raw: RawData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +221,31 @@ def test_a_collapsed_model_is_a_status(raw: RawData, tmp_path: Path) -> None:
     assert (models["status"].where(collapsed, "collapsed") == "collapsed").all()
     reason = models["reason"].where(collapsed, drop=True).values.ravel()[0]
     assert f"no better than a constant prediction ({guessing:.4g}%)" in reason
+
+
+def test_a_measure_that_fails_leaves_the_other_values_of_its_model(
+    raw: RawData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lossatlas.landscape import lanczos
+
+    def broken(*_arguments: Any, **_options: Any) -> None:
+        raise ZeroDivisionError("no second derivative")
+
+    monkeypatch.setattr(lanczos, "eigenpairs", broken)
+    spec, cells = one_cell(raw, "connectivity")
+    _, failures = work(tmp_path, raw, cells)
+    tree = collect(spec, cells, Store(tmp_path / "store"), fingerprint="", failures=failures)
+    assert set(tree["models"]["status"].values.ravel()) == {"partial"}
+    assert "hessian: hessian of cell" in tree["models"]["reason"].values.ravel()[0]
+    cell = summary.cells(tree).isel(width=0, batch_size=0)
+    errors = tree["models"]["test_error"].values
+    assert cell["test_accuracy"].item() == 100 - errors.mean()
+    assert cell["cka"].item() == tree["pairs"]["cka"].max().item()  # of the only pair
+    assert (cell["n_ok"].item(), cell["status"].item()) == (2, "partial")
+    assert np.isnan(cell["ln_hessian_trace"].item())
+    phase = phases.label(tree).isel(width=0, batch_size=0)
+    assert phase["phase"].item() == ""
+    assert "no phase without ln_trace, mode_connectivity" in phase["reason"].item()
 
 
 # ---- stopped and continued ----------------------------------------------------------------------------------

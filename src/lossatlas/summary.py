@@ -21,8 +21,19 @@ from lossatlas.results import REASON, STATUS, Quantity
 Floats = NDArray[np.float64]
 
 # Worst first. A status that is not listed here ranks as bad as "failed".
-SEVERITY = ("missing", "failed", "diverged", "non-finite", "collapsed", "unconverged", "degenerate", "ok")
-USABLE = ("ok", "unconverged")  # models whose values count; what has not converged carries its residual or error
+SEVERITY = (
+    "missing",
+    "failed",
+    "diverged",
+    "non-finite",
+    "collapsed",
+    "partial",
+    "unconverged",
+    "degenerate",
+    "ok",
+)
+# Models whose values count: what has not converged carries its residual or error, what is partial lacks some.
+USABLE = ("ok", "unconverged", "partial")
 LOGGED = ("hessian_eig", "hessian_trace")  # [Yang2021] plots the natural log of their mean over seeds
 # Variables that tell how another one was estimated, not something of the landscape.
 _ANCILLARY = ("_se", "_residual", "_matvecs", "_probes", "_converged", "_at_end", "_n", "_seed")

@@ -170,7 +170,7 @@ def _to_checkpoint(opened: Opened, objective: Objective, number: int) -> Directi
 
 
 def _from_file(objective: Objective, path: Path) -> Direction:
-    found = weights.read(path)
+    found = weights.fitted(weights.read(path), objective.layout.names)
     shapes = dict(zip(objective.layout.names, objective.layout.shapes, strict=True))
     wrong = [
         n

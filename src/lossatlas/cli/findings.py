@@ -185,8 +185,8 @@ def _draw_slice(
     figure = figures.column(cells, peak=peak, title=title)
     _save(figure, tree, folder / f"slice{suffix}")
     if searched and searched.found != "not measured" and "train_error" in cells:
-        noise = columns.label_noise(tree, at)
-        figure = figures.descent(cells, searched, label_noise=noise, title=title)
+        wrong = columns.wrong_labels(tree, at)
+        figure = figures.descent(cells, searched, wrong_labels=wrong, title=title)
         _save(figure, tree, folder / f"descent{suffix}")
 
 

@@ -160,9 +160,9 @@ def open_target(
         target = Target(**{**vars(target), "images": available})
     loaded = []
     for found in checkpoints:
-        for line in found.notes:
-            note(line)
         model = _built(target, options, raw, seed=0)
+        for line in weights.fitted(found, model.state_dict()).notes:
+            note(line)
         weights.load(model, found)
         loaded.append(model.to(device).eval())
     return Opened(target, raw, loss, tuple(loaded), options, policy, device, checkpoints)

@@ -23,7 +23,7 @@ from lossatlas.cli.progress import Stages
 from lossatlas.cli.target import Target
 from lossatlas.errors import UserError
 from lossatlas.figures.relations import comparison, connection
-from lossatlas.landscape import curve_fitting, paths, similarity
+from lossatlas.landscape import alignment, curve_fitting, paths, similarity
 from lossatlas.landscape.descent import has_batchnorm
 from lossatlas.landscape.estimate import Estimate, sample_mean
 from lossatlas.landscape.objective import Objective
@@ -31,7 +31,7 @@ from lossatlas.landscape.parameters import layout_of
 from lossatlas.landscape.result import with_error
 from lossatlas.seeding import derive
 
-CKA_IMAGES = 2560  # 20 batches of mixup
+CKA_IMAGES = 2560  # 20 runs of 128 mixup images
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def compare(target: Target, *, mixup_alpha: float, points: int) -> None:
     mixed = _mixed(opened, mixup_alpha)
     outputs = [objective.outputs(objective.center).double() for objective in objectives]
     shares = [logits.softmax(dim=1) for logits in outputs]
+    runs = similarity.mixup_runs(len(mixed)) if mixup_alpha else alignment.BLOCKS
     on_mixed = [_outputs_on(opened, objective, mixed).softmax(dim=1) for objective in objectives]
     thetas = opened.thetas
     ts = torch.linspace(0, 1, points, dtype=torch.float64)
@@ -98,7 +99,7 @@ def compare(target: Target, *, mixup_alpha: float, points: int) -> None:
                 "disagreement": similarity.disagreement(shares[a], shares[b]),
                 "jensen_shannon": similarity.jensen_shannon(shares[a], shares[b]),
                 "output_cosine": similarity.cosine(outputs[a], outputs[b]),
-                "cka": similarity.cka(on_mixed[a], on_mixed[b]),
+                "cka": similarity.cka(on_mixed[a], on_mixed[b], blocks=runs),
                 "linear_barrier": _linear_barrier(objectives[0], torch.stack([thetas[a], thetas[b]]), ts),
             }
             progress(done, len(pairs))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lossatlas import files, registry, results
+from lossatlas import files, registry, results, summary
 from lossatlas.cli.explore import draw, labelled, note_rule
 from lossatlas.cli.output import duration, note, say, size
 from lossatlas.errors import SpecError, UserError
@@ -70,7 +70,7 @@ def prepare(spec: Spec, out: Path, store: Path | None) -> Prepared:
         note(line)
     fingerprint = raw.fingerprint()
     slow = time.monotonic() - began > SLOW_DATA
-    planned = Plan(spec, fingerprint)
+    planned = Plan(spec, fingerprint, len(raw.train_inputs))
     _check_sizes(planned, raw.facts())
     fine_tuning.check(spec, [planned.task(cell).model for cell in planned.cells], raw.facts())
     probed = estimate(planned, raw.facts())
@@ -187,6 +187,11 @@ def finish(run: Prepared, tree: xr.DataTree) -> None:
     for damaged in sorted(opened.store.aside() - run.aside):
         note(f"A damaged step was made again; it lies in {damaged}.")
     say(f"models: {', '.join(f'{count} {state}' for state, count in sorted(statuses.items()))}")
+    if not statuses.keys() & {*summary.USABLE, "missing"}:
+        note(
+            "No model has learnt anything, so there is nothing to map. Train longer or at a lower rate, or take a "
+            "larger --scale."
+        )
     say(f"phases: {named or 'none could be told'}")
     note_rule(labels)
     say(f"results: {opened.results_file}")
@@ -201,13 +206,13 @@ def plan_without_data(spec: Spec) -> tuple[registry.Facts, Plan]:
     known = entry.facts if entry and not text_options else None
     facts = known or data.load(spec.task.data.name, spec.task.data.path, spec.task.data.options).facts()
     facts = facts.limited(spec.task.data.limit)
-    planned = Plan(spec, "")
+    planned = Plan(spec, "", facts.n_train)
     _check_sizes(planned, facts)
     return facts, planned
 
 
 def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
-    """Refuse, before anything is trained, batches and subsets that are larger than the data."""
+    """Refuse, before anything is trained, what does not fit the sizes of the data."""
     spec = cells.spec
     subset = "load.n_train" if "n_train" in spec.load else "task.data.n_train"
     batch = "temperature.batch_size" if "batch_size" in spec.temperature else "train.batch_size"
@@ -220,6 +225,11 @@ def _check_sizes(cells: Plan, facts: registry.Facts) -> None:
         if batch_size > asked:
             most = f"allowed are at most {asked}, the training samples"
             problems[f"{batch}: {batch_size} was given; {most}"] = None
+    if spec.train.augment and len(facts.input_shape) != 3:
+        problems[
+            f"train.augment: {list(spec.train.augment)} was given; it is for images (channels, height, width), "
+            f"and the inputs have shape {facts.input_shape}"
+        ] = None
     if not problems and (problem := _layer_problem(cells, facts)):
         problems[problem] = None
     if problems:

@@ -32,6 +32,7 @@ from lossatlas.sweep.plan import Step
 from lossatlas.sweep.run import default_folder, differences
 from lossatlas.sweep.store import Store
 from lossatlas.tasks import models
+from lossatlas.training import fine_tuning
 
 
 def preset_row(name: str, *machines: Machine) -> list[str]:
@@ -199,15 +200,28 @@ def _begins(subject: Subject, stages: Stages) -> work.Begins:
 
 
 def _pinned(study: Study) -> Study:
-    """The study with pretrained models named by their content; published weights must be at hand."""
+    """The study with the weights that models start from named by their content; published ones must be at hand."""
     sections = dict(study.models)
     for name, learner in study.learners.items():
         model = study.model_of(learner)
         options = models.pinned_options(model.name, model.options)
+        changed: dict[str, Any] = {}
         if options != model.options:
-            pinned = learner.model.model_copy(update=options)
-            sections[name] = learner.model_copy(update={"model": pinned})
+            changed["model"] = learner.model.model_copy(update=options)
+        training = study.training_of(learner)
+        if learner.train is not None and training is not None:
+            sha256 = fine_tuning.pinned(training).train.init_sha256
+            changed["train"] = learner.train.model_copy(update={"init_sha256": sha256})
+        sections[name] = learner.model_copy(update=changed)
     return study.model_copy(update={"models": sections})
+
+
+def _content(study: Study) -> dict[str, Any]:
+    """What a folder holds: not where the data are, since their content counts."""
+    found = study.model_dump(mode="json", include={"study", "data", "models", "sizes"})
+    for data in found["data"].values():
+        del data["path"]
+    return found
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
@@ -217,8 +231,7 @@ def _difference(key: str, old: Any, new: Any) -> str:
 def _check_folder(study: Study, folder: Path) -> None:
     """Raise an error for a folder that holds something else."""
     if (folder / reading.STUDY_FILE).is_file():
-        before, now = reading.saved(folder), study
-        old, new = (each.model_dump(mode="json", include={"study", "models", "sizes"}) for each in (before, now))
+        old, new = (_content(each) for each in (reading.saved(folder), study))
         if differing := [_difference(*each) for each in differences(old, new)]:
             raise SpecError(
                 f"The folder {folder} holds another study: this one",

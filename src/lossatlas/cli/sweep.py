@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lossatlas.cli.variants import Needs
     from lossatlas.registry import Facts
     from lossatlas.studies.schema import Study
+    from lossatlas.sweep.engine import Engine
     from lossatlas.sweep.flops import Machine
     from lossatlas.sweep.plan import Plan
 
@@ -32,7 +33,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Replace a key of the spec; may be repeated.", metavar="KEY=VALUE"),
 ]
-ScaleOption = Annotated[float | None, typer.Option(help="Shrink axes, seeds and epochs to this fraction.")]
+ScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Shrink a preset or a spec file to about this fraction: axes, seeds, epochs, samples, test samples and "
+        "a model's width; of a study models, epochs, images, widths and all sizes. It comes after --set: what is "
+        "given there shrinks, too."
+    ),
+]
 StoreOption = Annotated[
     Path | None,
     typer.Option(help="Keep finished steps here, to share them between runs.", envvar="LOSSATLAS_STORE"),
@@ -49,8 +57,16 @@ EngineOption = Annotated[
 
 
 @guarded
-def presets() -> None:
-    """The named experiments, with the number of models they train and what that takes."""
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Print the TOML text of this one: the start of a spec of your own.", metavar="[NAME]"),
+    ] = None,
+) -> None:
+    """The named experiments, with the number of models they train and what that takes; or the text of one."""
+    if name is not None:
+        _print_preset(name)
+        return
     from lossatlas.cli import study
     from lossatlas.cli.progress import Stages
     from lossatlas.sweep import flops
@@ -70,6 +86,17 @@ def presets() -> None:
     )
     if any(row[-1].startswith(">") for row in rows):
         note("After > the models that take torchvision are not counted, which is missing: see the extra `vision`.")
+
+
+def _print_preset(name: str) -> None:
+    """The file of a preset as it is: its comments say what was chosen where the papers are silent."""
+    if name not in presets_.texts():
+        raise UserError(f"There is no preset {name!r}. {_presets_for(name)}")
+    say(presets_.text(name).rstrip("\n"))
+    folder = name.split("/")[0]
+    if name in presets_.studies():
+        shared = f"{folder}/{presets_.SHARED}"
+        note(f"All studies share a recipe, data and models, which stand in `lossatlas presets {shared}`.")
 
 
 def _preset_row(name: str, *machines: Machine) -> list[str]:
@@ -138,7 +165,9 @@ def run(
         folder = study.out_of(source, out, asked)
         wanted = {"name": engine, "workers": workers, "per_gpu": per_gpu, "device": device}
         study.refuse({"--engine slurm": engine == "slurm", "--slurm": slurm, "--write-only": write_only})
-        if failures := study.run(asked, folder, store, chosen_engine(folder, wanted)):
+        chosen = chosen_engine(folder, wanted)
+        _check_workers(chosen, workers, per_gpu)
+        if failures := study.run(asked, folder, store, chosen):
             note(f"{len(failures)} steps failed; the first: {next(iter(failures.values()))}")
             raise typer.Exit(SOME_FAILED)
         return
@@ -147,6 +176,7 @@ def run(
     flags = dict(assignment(text, "--slurm", "partition=gpu") for text in slurm or [])
     given = {"name": engine, "workers": workers, "per_gpu": per_gpu, "device": device, "slurm": flags}
     chosen = chosen_engine(folder, given)
+    _check_workers(chosen, workers, per_gpu)
     if write_only and chosen.name != "slurm":
         raise UserError(f"--write-only was given, and the engine is {chosen.name}. Give --engine slurm.")
     from lossatlas.cli import engines, variants
@@ -224,10 +254,22 @@ def cancel(folder: FolderArgument) -> None:
     say(f"{len(ended)} jobs were cancelled. `lossatlas run {folder}` continues.")
 
 
+def _check_workers(engine: Engine, workers: int | None, per_gpu: int | None) -> None:
+    """Refuse a number of worker processes for an engine that starts none."""
+    for option, given in (("--workers", workers), ("--per-gpu", per_gpu)):
+        if given is not None and engine.name != "processes":
+            others = ", or for the workers of a task --slurm per_task=N" if engine.name == "slurm" else ""
+            raise UserError(
+                f"{option} {given} was given, and the engine is {engine.name}, which starts no worker processes. "
+                f"Give --engine processes{others}, or leave it out."
+            )
+
+
 def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     """The spec of a preset, a file or a run folder, with --set and --scale applied."""
     overrides = dict(assignment(text, "--set", "train.epochs=10") for text in settings or [])
     path = Path(source)
+    _check_scaled(path, scale)
     if source in presets_.names() and not path.exists():
         spec = specs.parse(presets_.text(source), f"preset {source}", overrides)
     elif path.is_dir():
@@ -238,19 +280,34 @@ def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     elif path.is_file():
         spec = specs.read(path, overrides)
     else:
-        known = [*presets_.names(), *presets_.studies()]
-        same = [name for name in known if name.endswith(f"/{source}")]
-        meant = f". Did you mean {' or '.join(same)}?" if same else hint(source, known) or "."
-        raise FileError(
-            f"{source!r} is neither a file, nor a folder, nor a preset. Presets are {', '.join(known)}{meant}"
-        )
+        raise FileError(f"{source!r} is neither a file, nor a folder, nor a preset. {_presets_for(source)}")
+    if scale is not None and spec.reduced:
+        raise UserError(f"--scale {scale:g} was given, and {source} is smaller already: {spec.reduced}. Leave it out.")
     return spec if scale is None else specs.scaled(spec, scale)
+
+
+def _check_scaled(path: Path, scale: float | None) -> None:
+    """Refuse to scale a folder: what it holds was made at its own size."""
+    if scale is not None and path.is_dir():
+        raise UserError(
+            f"--scale {scale:g} was given for the folder {path}, which has a size of its own; --scale is for a preset "
+            "or a spec file. Leave it out to continue the folder, or give its preset or spec file and another --out."
+        )
+
+
+def _presets_for(name: str) -> str:
+    """The presets in a sentence, and which of them was probably meant."""
+    known = [*presets_.names(), *presets_.studies()]
+    same = [each for each in known if each.endswith(f"/{name}")]
+    meant = f". Did you mean {' or '.join(same)}?" if same else hint(name, known) or "."
+    return f"Presets are {', '.join(known)}{meant}"
 
 
 def _study(source: str, settings: list[str] | None, scale: float | None) -> Study:
     """The study of a preset, a file or a folder, with --set and --scale applied."""
     from lossatlas.studies import reading
 
+    _check_scaled(Path(source), scale)
     found = reading.read(source, dict(assignment(text, "--set", "sizes.images=100") for text in settings or []))
     return found if scale is None else reading.scaled(found, scale)
 

@@ -13,10 +13,10 @@ _LINE, _MARGIN = 1.25 * SMALL / INCH, 0.05  # inches: the height of a line, and 
 
 
 @styled
-def captioned(figure: Figure, text: str) -> Figure:
+def captioned(figure: Figure, text: str, *, gid: str = "caption") -> Figure:
     """The same figure, grown at its lower edge by as much as a caption takes; it is laid out for the last time.
 
-    Panels, legends and labels keep their sizes and their distances. Returns the figure.
+    Panels, legends, labels and captions that are there keep their sizes and their distances. Returns the figure.
     """
     figure.draw_without_rendering()  # lays it out
     figure.set_layout_engine("none")
@@ -54,6 +54,11 @@ def captioned(figure: Figure, text: str) -> Figure:
         va="bottom",
         size=SMALL,
         linespacing=1.15,
-        gid="caption",
+        gid=gid,
     )
     return figure
+
+
+def explained(figure: Figure, *sentences: str) -> Figure:
+    """The same figure with what its marks mean below it, the empty sentences left out."""
+    return captioned(figure, " ".join(filter(None, sentences)), gid="key")

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
-from lossatlas.figures.grid import Grid, Scale, grid_of
-from lossatlas.figures.style import SMALL, TITLE, entitle, number, styled
+from lossatlas.figures.captions import explained
+from lossatlas.figures.grid import Grid, grid_of, picked
+from lossatlas.figures.style import SMALL, TITLE, entitle, in_units, number, plain, styled
 
 Floats = NDArray[np.float64]
 
@@ -52,10 +53,10 @@ def connectivity(
         )
     curves = tree["curves"].to_dataset()
     grid = grid_of(curves)
-    columns = _picked(grid.load, max_panels)
-    rows = _picked(grid.temperature, max_panels)
+    columns = picked(len(grid.load.values), max_panels)
+    rows = picked(len(grid.temperature.values), max_panels)
     rows = rows if grid.temperature.is_inverted else rows[::-1]  # the hottest first: it is drawn on top
-    barriers = _mean_connectivity(tree, grid)
+    barriers, unit = _mean_connectivity(tree, grid)
     along = {name: _curves_of(curves, grid, f"{name}_{quantity}") for name in _LINES}
     strip = TITLE if title else 0.0
     height = 1.12 + strip + _PANE[1] * len(rows)
@@ -67,26 +68,28 @@ def connectivity(
         _draw(axes, curves["t"].values.astype(np.float64), {name: lines[cell] for name, lines in along.items()})
         axes.set_gid(f"cell-{cell[0]}-{cell[1]}")
         if np.isfinite(barriers[cell]):
-            mc = round(float(barriers[cell]), 1) + 0.0  # adding 0 turns -0.0 into 0.0
-            text = f"mc {mc:.1f}".replace("-", "−")
-            axes.text(0.5, 0.95, text, transform=axes.transAxes, ha="center", va="top", size=SMALL)
+            text = f"mc {_told(float(barriers[cell]), unit)}"
+            axes.text(0.5, 0.95, text, transform=axes.transAxes, ha="center", va="top", size=SMALL, gid="mc")
     _set_range(panes[0, 0], [lines[np.ix_(rows, columns)] for lines in along.values()])
     _describe(figure, panes, grid, rows, columns, _WORDS[quantity], strip)
-    return figure
+    of = " of the loss" if unit == "nat" else ""
+    mean = f"mc: mode connectivity{of}, the mean over the pairs of the cell." if np.isfinite(barriers).any() else ""
+    return explained(figure, "One line for each pair of seeds.", mean)
 
 
-def _picked(scale: Scale, most: int) -> list[int]:
-    """Indices of at most `most` values, evenly spread, with both ends."""
-    count = len(scale.values)
-    return [int(i) for i in np.unique(np.round(np.linspace(0, count - 1, min(count, most))))]
-
-
-def _mean_connectivity(tree: xr.DataTree, grid: Grid) -> Floats:
-    """Mean mode connectivity over the measured pairs (temperature, load); NaN where there is none."""
+def _mean_connectivity(tree: xr.DataTree, grid: Grid) -> tuple[Floats, str]:
+    """Mean mode connectivity over the measured pairs (temperature, load), NaN where there is none; its unit."""
     pairs = tree["pairs"].to_dataset() if "pairs" in tree.children else xr.Dataset()
     if "mode_connectivity" not in pairs:
-        return np.full((len(grid.temperature.values), len(grid.load.values)), np.nan)
-    return grid.floats(pairs[["mode_connectivity"]].mean(("seed", "seed_b")), "mode_connectivity")
+        return np.full((len(grid.temperature.values), len(grid.load.values)), np.nan), ""
+    means = grid.floats(pairs[["mode_connectivity"]].mean(("seed", "seed_b")), "mode_connectivity")
+    return means, in_units("(%)", pairs, "mode_connectivity").strip("()")
+
+
+def _told(mc: float, unit: str) -> str:
+    """Percent to a decimal, nats, which are small numbers, to two digits."""
+    text = plain(mc, 2) if unit == "nat" else f"{round(mc, 1) + 0.0:.1f}"  # adding 0 turns -0.0 into 0.0
+    return f"{text} {unit}".replace("-", "−")
 
 
 def _curves_of(curves: xr.Dataset, grid: Grid, name: str) -> Floats:

@@ -29,14 +29,14 @@ _BRACKET: dict[str, Any] = {
 
 
 @styled
-def descent(cells: xr.Dataset, found: Descent, *, label_noise: float = 0.0, title: str = "") -> Figure:
+def descent(cells: xr.Dataset, found: Descent, *, wrong_labels: float = 0.0, title: str = "") -> Figure:
     """Test error (above) and training error (below) along the axis of `found`; bars are one standard error.
 
     `cells` is one slice as `findings.columns.cut` returns it. If a double descent was found, its three steps stand
     above the panels with their sizes, and a dashed line marks the peak; else there are the curves alone. A dotted
-    line parts the cells that fit their data (`first_fitted`) from those before. `label_noise` is the share of
-    training labels that were replaced: replaced by incorrect ones, a model that has learnt all the right labels
-    and none of the wrong ones has that training error. The strip of phases is there if any cell has one.
+    line parts the cells that fit their data (`first_fitted`) from those before. `wrong_labels` is the share of
+    training labels that are wrong: a model that has learnt all the right ones and none of the wrong ones has that
+    training error, and where it is 0 or NaN no line is drawn. The strip of phases is there if any cell has one.
 
     Raises UserError if the cells lie along no axis or several.
     """
@@ -74,7 +74,7 @@ def descent(cells: xr.Dataset, found: Descent, *, label_noise: float = 0.0, titl
         axes.yaxis.set_label_coords(-0.095, 0.5)
         _draw_error(axes, scale, cells, name, colour)
         _mark(axes, scale, cells, found)
-    _draw_notes(train, float(cells["train_error"][0]), label_noise)
+    _draw_notes(train, float(cells["train_error"][0]), wrong_labels)
     train.set_xlabel(scale.label)
     if found.found == "yes":
         _draw_steps(highest, scale, found)
@@ -111,7 +111,7 @@ def _mark(axes: Axes, scale: Scale, cells: xr.Dataset, found: Descent) -> None:
         axes.axvline(edge, color=_GREY, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1, gid="fitted")
 
 
-def _draw_notes(axes: Axes, leftmost: float, label_noise: float) -> None:
+def _draw_notes(axes: Axes, leftmost: float, wrong_labels: float) -> None:
     """What the lines in the panel of the training error mean, off its curve, which starts at `leftmost`."""
     style: dict[str, Any] = {"textcoords": "offset points", "size": SMALL, "color": _GREY}
     for line in axes.findobj(lambda artist: artist.get_gid() == "fitted"):
@@ -119,11 +119,11 @@ def _draw_notes(axes: Axes, leftmost: float, label_noise: float) -> None:
         edge = float(np.asarray(line.get_xdata())[0])
         text, coords = f"< {INTERPOLATES:g} %", ("data", "axes fraction")
         axes.annotate(text, (edge, 0.96), (-1.5, 0), xycoords=coords, ha="right", va="top", rotation=90, **style)
-    if label_noise:
-        level = 100 * label_noise
-        axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=(0, (4, 1.5)), zorder=1, gid="label noise")
+    if wrong_labels > 0:
+        level = 100 * wrong_labels
+        axes.axhline(level, color=_GREY, linewidth=0.7, linestyle=(0, (4, 1.5)), zorder=1, gid="wrong labels")
         side, lift = ("top", -1.5) if leftmost > level else ("bottom", 1.5)
-        text, coords = f"{plain(level)} % label noise", ("axes fraction", "data")
+        text, coords = f"{plain(level)} % wrong labels", ("axes fraction", "data")
         axes.annotate(text, (0.012, level), (0, lift), xycoords=coords, ha="left", va=side, **style)
 
 

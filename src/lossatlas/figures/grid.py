@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
-from lossatlas.figures.style import INCH, SMALL, no_value_style, number
+from lossatlas.figures.style import INCH, SMALL, no_value_style, number, plain
 from lossatlas.findings.columns import COLDER_WITH_VALUE
 
 Floats = NDArray[np.float64]
 
 _DIGIT = 0.64 * SMALL / INCH  # inches: the width of a digit of DejaVu Sans
 _LINE = 1.15 * SMALL / INCH  # inches: the height that a tick label needs
+_SHARE = "fraction of "
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,24 @@ def scale_of(coordinate: xr.DataArray) -> Scale:
     label = label[:1].upper() + label[1:] + ("" if units == "1" else f" ({units})")
     values = tuple(sorted(float(value) for value in coordinate.values))
     return Scale(name, label, values, name in COLDER_WITH_VALUE)
+
+
+def place_title(place: Mapping[str, float], dataset: xr.Dataset) -> str:
+    """A place for people, from the names of the dataset's axes: `Batch size 64`, `5,000 training samples`."""
+    text = ", ".join(_named(dataset[name], value) for name, value in place.items())
+    return text[:1].upper() + text[1:]
+
+
+def _named(coordinate: xr.DataArray, value: float) -> str:
+    name = str(coordinate.attrs.get("long_name", str(coordinate.name).replace("_", " ")))
+    if name.startswith(_SHARE):
+        return f"{plain(100 * value)} % {name.removeprefix(_SHARE)}"
+    return f"{value:,.0f} {name}" if coordinate.name == "n_train" else f"{name} {number(value)}"
+
+
+def picked(count: int, most: int) -> list[int]:
+    """Indices of at most `most` of so many, evenly spread, with both ends."""
+    return [int(i) for i in np.unique(np.round(np.linspace(0, count - 1, min(count, most))))]
 
 
 def prepare(axes: Axes, grid: Grid, *, x_numbers: bool = True, y_numbers: bool = True) -> None:

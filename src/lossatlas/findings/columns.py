@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lossatlas import summary
+from lossatlas import registry, summary
 from lossatlas.errors import UserError
 from lossatlas.findings.verdicts import Verdict, Z, difference, mean_and_error, verdict
 from lossatlas.phase_rule import PHASES
@@ -120,12 +120,18 @@ def of_seeds(tree: xr.DataTree, name: str) -> xr.DataArray | None:
     return xr.DataArray(held.models[name], dims=(*held.dims, "seed"), coords=coords)
 
 
-def label_noise(tree: xr.DataTree, at: Mapping[str, float]) -> float:
-    """The share of training labels that were replaced: where the slice says none, that of the spec, else 0."""
-    if "label_noise" in at:
-        return at["label_noise"]
-    spec = json.loads(tree.attrs.get("spec", "{}"))
-    return float(spec.get("task", {}).get("data", {}).get("label_noise", 0.0))
+def wrong_labels(tree: xr.DataTree, at: Mapping[str, float]) -> float:
+    """The expected share of wrong training labels, by the slice's label noise p or else the spec's.
+
+    It is p, or p (1 - 1/C) where p of the labels are drawn from all C classes (`definition = "uniform"`); NaN
+    where C is not known without the data, as with those of one's own.
+    """
+    data = json.loads(tree.attrs.get("spec", "{}")).get("task", {}).get("data", {})
+    share = float(at.get("label_noise", data.get("label_noise", 0.0)))
+    if not share or data.get("definition", "incorrect") == "incorrect":
+        return share
+    entry = registry.DATA.get(data.get("name", ""))
+    return share * (1 - 1 / entry.facts.classes) if entry and entry.facts else math.nan
 
 
 def best_of_columns(tree: xr.DataTree, labels: xr.Dataset, *, z: float = Z) -> list[Column]:

@@ -98,11 +98,15 @@ class Evidence:
         if name not in self.labels.dims or self.labels.sizes[name] < 2:
             raise NotMeasured(f"no axis {name} with two values")
 
-    def phase(self, *phases: str) -> xr.DataArray:
-        """Which cells are in one of these phases; raises NotMeasured if none is."""
+    def phase(self, *phases: str, having: str = "") -> xr.DataArray:
+        """Which cells are in one of these phases and have a quantity; raises NotMeasured if none is."""
         found = self.labels["phase"].isin(phases)
         if not found.any():
             raise NotMeasured(f"no cell in Phase {' or '.join(phases)}")
+        if having:
+            found = found & np.isfinite(self.cells[having])
+            if not found.any():
+                raise NotMeasured(f"no cell in Phase {' or '.join(phases)} has {having}")
         return found
 
     def slices(self, name: str) -> Iterator[Place]:
@@ -121,5 +125,5 @@ def schedule(tree: xr.DataTree) -> str:
     if "train" in spec:
         name = (spec["train"].get("schedule") or {}).get("name", "constant")
         return "constant" if name == "constant" else "decayed"
-    # The published archive names its schedule in its folders.
-    return "decayed" if "/lr_decay" in str(spec.get("name", "")) else ""
+    folders = str(spec.get("name", ""))  # of a published archive, after its training type
+    return "decayed" if "/lr_decay" in folders else "constant" if "/normal" in folders else ""

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lossatlas.findings.columns import FLAT, SHARP, Place, best_cell, of_seeds, place_text, places
+from lossatlas.findings.counterparts import shared_cells, trained
 from lossatlas.findings.evidence import SAME, Evidence, Measured, schedule
 from lossatlas.findings.verdicts import NotMeasured, mean_and_error
 
@@ -17,7 +18,7 @@ LEAST_CELLS = 5  # for a rank correlation
 def loss_falls(evidence: Evidence) -> Measured:
     """Decades between the geometric means of the training loss in I and II and in III and IV, less one."""
     evidence.needs("train_loss")
-    sharp, flat = evidence.phase(*SHARP), evidence.phase(*FLAT)
+    sharp, flat = (evidence.phase(*side, having="train_loss") for side in (SHARP, FLAT))
 
     def decades(cells: xr.Dataset) -> float:
         loss = xr.ufuncs.log10(cells["train_loss"].where(cells["train_loss"] > 0))
@@ -43,7 +44,7 @@ def best_in_fourth(evidence: Evidence) -> Measured:
 def third_is_as_flat(evidence: Evidence) -> Measured:
     """Ln 2 less the distance of the mean ln traces of III and IV-A."""
     evidence.needs("ln_hessian_trace")
-    third, fourth = evidence.phase("III"), evidence.phase("IV-A")
+    third, fourth = (evidence.phase(name, having="ln_hessian_trace") for name in ("III", "IV-A"))
 
     def room(cells: xr.Dataset) -> float:
         trace = cells["ln_hessian_trace"]
@@ -55,7 +56,7 @@ def third_is_as_flat(evidence: Evidence) -> Measured:
 def third_is_worse(evidence: Evidence) -> Measured:
     """Mean test accuracy of IV-A less that of III."""
     evidence.needs("test_accuracy")
-    third, fourth = evidence.phase("III"), evidence.phase("IV-A")
+    third, fourth = (evidence.phase(name, having="test_accuracy") for name in ("III", "IV-A"))
 
     def gap(cells: xr.Dataset) -> float:
         accuracy = cells["test_accuracy"]
@@ -112,7 +113,10 @@ def zero_loss_costs(evidence: Evidence) -> Measured:
 
 
 def decay_helps(evidence: Evidence) -> Measured:
-    """Best test accuracy with a decayed learning rate less that with a constant one, each of its own best cell."""
+    """Best test accuracy with a decayed learning rate less that with a constant one, each of its own best cell.
+
+    Of the cells that both runs have; they must be of the same task over the same axes.
+    """
     if evidence.against is None:
         raise NotMeasured("needs the same grid with the other learning-rate schedule (--against)")
     both = (evidence.tree, evidence.against)
@@ -120,15 +124,18 @@ def decay_helps(evidence: Evidence) -> Measured:
     if set(runs) != {"constant", "decayed"}:
         found = " and ".join(schedule(tree) or "unknown" for tree in both)
         raise NotMeasured(f"needs one run with decay and one without; the schedules are {found}")
+    shared = shared_cells(*both)
     best = {}
     for name, tree in runs.items():
         accuracies = _accuracies(tree)
-        cell = best_cell(accuracies)
+        cell = best_cell(accuracies, shared)
         if cell is None:
             raise NotMeasured(f"no test accuracy of the {name} run")
         best[name] = (cell, *mean_and_error(accuracies.sel(cell).values))
     (there, high, error), (here, low, other) = best["decayed"], best["constant"]
     where = f"{high:.2f} % at {place_text(there)} decayed, {low:.2f} % at {place_text(here)} constant"
+    if any(trained(tree).sum() > shared.sum() for tree in both):
+        where += f"; of {_count(shared)} in both"
     return Measured(high - low, math.hypot(error, other), where)
 
 

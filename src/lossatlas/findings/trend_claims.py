@@ -47,9 +47,15 @@ def decay_flattens(evidence: Evidence) -> Measured:
         lines = [
             cells["ln_hessian_trace"].sel(at).sortby("weight_decay") for at in evidence.slices("weight_decay")
         ]
-        return np.array([float(line.max() - line[0]) - TENFOLD for line in lines])
+        return np.array([_room(line.values) for line in lines])
 
     return Measured(*evidence.over_slices(room))
+
+
+def _room(traces: Floats) -> float:
+    """Largest ln trace less the first, less ln 10; NaN without the first or without any other."""
+    others = np.isfinite(traces[1:])
+    return float(np.nanmax(traces) - traces[0]) - TENFOLD if others.any() else math.nan
 
 
 def noise_spares_trace(evidence: Evidence) -> Measured:

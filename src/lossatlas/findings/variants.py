@@ -1,4 +1,4 @@
-"""How alike the variants of a measure order the cells: rank correlations with the accuracy and with each other."""
+"""What the variants of a measure find, and how alike they order the cells: means and rank correlations."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ LEAST_CELLS = 3  # that a rank correlation needs to say anything
 
 @dataclass(frozen=True)
 class Ranked:
-    """A quantity in one variant: Spearman's rho over the cells, with the jackknife error over the seeds.
+    """A quantity in one variant: its mean and Spearman's rho over the cells, with jackknife errors over the seeds.
 
-    NaN below three cells, where all cells have the same value, and errors where leaving out a seed leaves no pair.
+    A rho is NaN below three cells and where all cells have the same value, an error where leaving out a seed
+    leaves no pair.
     """
 
     variant: str
     quantity: str
     cells: int  # that have the quantity and an accuracy
+    mean: float  # over these cells
+    mean_error: float
     accuracy: float  # rho with the test accuracy
     accuracy_error: float
     first: float  # rho with the first variant, over the cells that both have
@@ -46,11 +49,18 @@ def ranked(trees: Mapping[str, xr.DataTree], quantity: str) -> list[Ranked]:
                 name,
                 quantity,
                 int(both.sum()),
+                *_jackknifed(lambda a, _: _mean(a[quantity], a["test_accuracy"]), each, each),
                 *_jackknifed(lambda a, b: spearman(a[quantity], b["test_accuracy"]), each, each),
                 *_jackknifed(lambda a, b: spearman(a[quantity], b[quantity]), each, first),
             )
         )
     return found
+
+
+def _mean(values: xr.DataArray, accuracy: xr.DataArray) -> float:
+    """Over the cells that have both."""
+    found = values.values[np.isfinite(values.values) & np.isfinite(accuracy.values)]
+    return float(found.mean()) if found.size else math.nan
 
 
 def spearman(a: xr.DataArray, b: xr.DataArray) -> float:
@@ -67,13 +77,17 @@ def spearman(a: xr.DataArray, b: xr.DataArray) -> float:
 
 def table(rows: Sequence[Ranked]) -> Table:
     """One line a variant and quantity, numbers to four digits, NaN empty."""
-    header = ["variant", "quantity", "cells", "rho_accuracy", "rho_accuracy_se", "rho_first", "rho_first_se"]
+    header = ["variant", "quantity", "cells"]
+    header += [name + end for name in ("mean", "rho_accuracy", "rho_first") for end in ("", "_se")]
     body = [
         [
             row.variant,
             row.quantity,
             str(row.cells),
-            *map(_number, (row.accuracy, row.accuracy_error, row.first, row.first_error)),
+            *map(
+                _number,
+                (row.mean, row.mean_error, row.accuracy, row.accuracy_error, row.first, row.first_error),
+            ),
         ]
         for row in rows
     ]

@@ -28,6 +28,7 @@ from lossatlas.landscape.estimate import Estimate
 Kernel = Literal["linear", "rbf"]
 KERNELS = ("linear", "rbf")
 
+BLOCKS = 20  # of samples, that the jackknife leaves out one by one
 COLUMNS = 1 << 22  # numbers of a feature map that are held in float64 at a time
 LEAST = 4  # samples that the unbiased HSIC needs
 _PAIRS = ((0, 1), (0, 0), (1, 1))  # of the two kernel matrices
@@ -41,7 +42,7 @@ def cka(
     bandwidth: float = 1.0,
     debiased: bool = False,
     positions: bool = False,
-    blocks: int = 20,
+    blocks: int = BLOCKS,
 ) -> Estimate:
     """CKA of features x (m, ...) and y (m, ...) of m samples; between 0 and 1, at least -1 if `debiased`.
 
@@ -52,8 +53,8 @@ def cka(
     position of maps (m, c, h, w) counts as a sample of c features.
 
     The standard error is a jackknife that leaves out one of `blocks` runs of consecutive samples at a time (at
-    most m), the bandwidth kept: with 20 mixup batches of equal size each run is one batch, which takes their
-    common lambda into account. Samples sorted by class are no such runs: shuffle them.
+    most m), the bandwidth kept. Of mixup images they must be those that share a lambda (`similarity.mixup_runs`),
+    or the error is too small. Samples sorted by class are no such runs: shuffle them.
 
     Costs O(m p q) if there are at most m features, else O(m^2 (p + q)) through m x m matrices; the same but for
     rounding. A constant output (up to the rounding of its dtype) gives 0/0: status `"degenerate"`. Raises

@@ -99,7 +99,7 @@ def fit(
     draws = torch.Generator().manual_seed(seed)
     descent = _Descent(private, layout, points, kind, loss, momentum, l2, draws)
     losses = descent.losses
-    with torch.enable_grad(), own_randomness(place, draws):
+    with torch.enable_grad(), own_randomness(draws):
         walk = Walk(checkpoints, descent.state, sums=1, generators=(draws, *generators), device=place)
         if walk.resumed:
             descent.restore(walk.resumed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from lossatlas.errors import UserError
 from lossatlas.landscape import batches as split
 from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.checkpoints import Checkpoints, State
+from lossatlas.landscape.random_state import seeded
 
 B = TypeVar("B")
 
@@ -141,15 +142,6 @@ class Walk:
             torch.cuda.set_rng_state(states[-1], self._device)
 
 
-@contextmanager
-def own_randomness(device: torch.device, draws: torch.Generator) -> Iterator[None]:
+def own_randomness(draws: torch.Generator) -> AbstractContextManager[None]:
     """Seed torch's global generators (Dropout, loaders) from `draws`, and put them back afterwards."""
-    seed = int(torch.randint(2**62, (), generator=draws))
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # torch.manual_seed would also reseed accelerators whose state is not put back.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+    return seeded(int(torch.randint(2**62, (), generator=draws)))

@@ -171,7 +171,7 @@ def _run(
     """The mean loss of every epoch, and why the search ended early, or nothing."""
     skip_single = objective.batchnorm == "batch" and has_batchnorm(objective.model)
     losses: list[float] = []
-    with torch.enable_grad(), own_randomness(objective.device, draws):
+    with torch.enable_grad(), own_randomness(draws):
         for epoch in range(epochs):
             one = partial(step, epoch)
             losses.append(epoch_mean(batches(epoch), one, like=variable, skip_single=skip_single))

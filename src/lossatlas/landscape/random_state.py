@@ -1,4 +1,4 @@
-"""The random state of PyTorch, kept over a computation."""
+"""The global random state of PyTorch: kept over a computation, or seeded for it and put back."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
             torch.cuda.set_rng_state(cuda, device)
         if mps is not None:
             torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of the CPU and of all GPUs, and put them back afterwards.
+
+    For what draws from nothing else: initialisations, Dropout, loaders.
+    """
+    begun = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed other accelerators too
+            torch.cuda.manual_seed_all(seed)
+            yield
+    finally:
+        if not begun:  # a GPU that is not in use yet has no state, only the seed that it will begin with
+            torch.cuda.manual_seed_all(torch.initial_seed())

@@ -17,18 +17,31 @@ from lossatlas.landscape import alignment
 from lossatlas.landscape.alignment import cka as cka
 from lossatlas.landscape.estimate import Estimate, sample_mean
 
+RUNS, SHORTEST = 20, 16  # of mixup: at most so many runs of images, and images a run
 
-def mixup(inputs: Tensor, *, alpha: float = 16.0, batch: int = 128, generator: np.random.Generator) -> Tensor:
+
+def mixup_runs(samples: int) -> int:
+    """The runs of images that share a lambda: 20, or fewer that have 16 images to be mixed with; at least 2."""
+    return min(RUNS, max(2, samples // SHORTEST), samples)
+
+
+def mixup(
+    inputs: Tensor, *, alpha: float = 16.0, runs: int | None = None, generator: np.random.Generator
+) -> Tensor:
     """(m, ...): lambda x_i + (1 - lambda) x_pi(i) [Zhang 2018], inputs only, as [Yang2021] feeds to CKA.
 
-    One lambda ~ Beta(alpha, alpha) and one random permutation pi for each batch of consecutive inputs.
+    One lambda ~ Beta(alpha, alpha) and one random permutation pi for each of `runs` runs of consecutive inputs
+    of equal length (None: `mixup_runs`), which are the `blocks` that the jackknife of `cka` has to leave out.
     """
     if not inputs.is_floating_point():
         raise UserError(f"Inputs of dtype {inputs.dtype} cannot be mixed. Give floating-point inputs.")
-    if not alpha > 0 or batch < 1:
-        raise UserError(f"alpha={alpha}, batch={batch}: mixup needs alpha > 0 and at least 1 sample a batch.")
+    runs = mixup_runs(len(inputs)) if runs is None else runs
+    if not alpha > 0 or not 1 <= runs <= len(inputs):
+        raise UserError(
+            f"alpha={alpha}, runs={runs}, {len(inputs)} inputs: mixup needs alpha > 0 and at least 1 input a run."
+        )
     mixed = []
-    for part in inputs.split(batch):
+    for part in inputs.tensor_split(runs):
         share = generator.beta(alpha, alpha)
         partner = torch.from_numpy(generator.permutation(len(part))).to(inputs.device)
         mixed.append(share * part + (1 - share) * part[partner])

@@ -55,9 +55,7 @@ class Measure:
 
     def described(self, settings: Settings) -> dict[str, tuple[Quantity, ...]]:
         """Its variables by the group of the results, in the units and as the settings ask for them."""
-        told: Mapping[str, Mapping[str, str]] = {}
-        if isinstance(settings, s.Connectivity | s.CKA | s.Density):
-            told = settings.told
+        told: Mapping[str, Mapping[str, str]] = getattr(settings, "told", {})
         return {
             group: tuple(replace(each, **told.get(each.name, {})) for each in quantities)
             for group, quantities in self.quantities.items()
@@ -114,12 +112,12 @@ STEPS: tuple[Measure, ...] = (
         tested=True,
         pairs=pairs.chosen_pairs,
     ),
-    Measure("cka", "pair", s.CKA, 1, alignment.cka, {"pairs": alignment.CKA_QUANTITIES}),
+    Measure("cka", "pair", s.CKA, 2, alignment.cka, {"pairs": alignment.CKA_QUANTITIES}),
     Measure("distance", "pair", s.Distance, 1, pairs.distance, {"pairs": pairs.DISTANCE_QUANTITIES}),
     Measure(
         "disagreement", "pair", s.Disagreement, 1, pairs.disagreement, {"pairs": pairs.DISAGREEMENT_QUANTITIES}
     ),
-    Measure("ensemble", "cell", s.Ensemble, 1, pairs.ensemble, {"cells": pairs.ENSEMBLE_QUANTITIES}),
+    Measure("ensemble", "cell", s.Ensemble, 2, pairs.ensemble, {"cells": pairs.ENSEMBLE_QUANTITIES}),
 )
 
 

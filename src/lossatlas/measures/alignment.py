@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from lossatlas.landscape.batches import Batch
     from lossatlas.landscape.estimate import Estimate
 
+PUBLISHED_BATCH = 128
+
 CKA_QUANTITIES = (
     Quantity("cka", "1", "CKA similarity", "as the settings say"),
-    Quantity("cka_se", "1", "standard error of CKA over samples", "delete-a-block jackknife"),
+    Quantity("cka_se", "1", "standard error of CKA over samples", "jackknife that leaves out runs"),
 )
 
 
@@ -43,10 +46,26 @@ def cka(job: Job, settings: CKA, models: Sequence[TrainedSeed], _inputs: Mapping
             bandwidth=settings.bandwidth,
             debiased=settings.debiased,
             positions=settings.positions == "samples",
+            blocks=_runs(job, settings),
         )
         for draw in draws
     ]
     return _mean_outcome("cka", estimates)
+
+
+def _runs(job: Job, settings: CKA) -> int:
+    """The runs of samples that the jackknife leaves out: of mixup images those that share a lambda.
+
+    In the published protocol they are batches of 128.
+    """
+    from lossatlas.landscape import alignment, similarity
+
+    if job.sequences or not settings.mixup_alpha:
+        return alignment.BLOCKS
+    count = min(settings.images, len(job.samples(settings.data)))
+    if settings.protocol == "published":
+        return min(count, max(2, math.ceil(count / PUBLISHED_BATCH)))
+    return similarity.mixup_runs(count)
 
 
 def _compared(job: Job, settings: CKA, models: Sequence[TrainedSeed], draw: str) -> list[Tensor]:
@@ -95,7 +114,8 @@ def _images(job: Job, settings: CKA, draw: str) -> Tensor:
             images = generator.permutation(len(samples))[: settings.images]
             inputs = samples.take(torch.from_numpy(images).to(samples.targets.device))[0]
         if settings.mixup_alpha:
-            inputs = similarity.mixup(inputs, alpha=settings.mixup_alpha, generator=generator)
+            alpha, runs = settings.mixup_alpha, _runs(job, settings)
+            inputs = similarity.mixup(inputs, alpha=alpha, runs=runs, generator=generator)
         if settings.noise:
             draws = np.random.default_rng(derive(0, f"noise of {draw}"))
             inputs = similarity.noisy(inputs, settings.noise, generator=draws)

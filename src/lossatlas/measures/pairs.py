@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lossatlas.measures.jobs import Job, Outcome, TrainedSeed, Values
+from lossatlas.measures.models import evaluate
 from lossatlas.measures.outputs import FORWARD_BATCH, compared
-from lossatlas.measures.settings import Connectivity, Disagreement, Distance, Ensemble
+from lossatlas.measures.settings import Connectivity, Disagreement, Distance, Ensemble, Evaluation
 from lossatlas.results import Quantity
 from lossatlas.seeding import derive
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from lossatlas.landscape.estimate import Estimate
 
+LEAST_MEMBERS = 2  # of an ensemble
 RECALIBRATION_BATCH = 128  # the batches whose statistics BatchNorm averages; part of the definition
 
 _CURVE = "at the points of the curve, BatchNorm re-estimated at each"
@@ -209,15 +211,19 @@ def disagreement(
 def ensemble(
     job: Job, settings: Ensemble, models: Sequence[TrainedSeed], _inputs: Mapping[str, Tensor]
 ) -> Outcome:
-    """The error of the averaged softmax outputs of all given seeds."""
+    """The error of the averaged softmax outputs of all seeds but those that collapsed."""
     from lossatlas.landscape import similarity
+
+    kept = [model for model in models if evaluate(job, Evaluation(), [model], {}).status == "ok"]
+    if len(kept) < LEAST_MEMBERS:
+        return Outcome({}, "collapsed", f"{len(kept)} of {len(models)} models are better than guessing")
 
     def compare(outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Estimate]:
         members = [logits.softmax(dim=1) for logits in outputs]
         return {"ensemble_error": similarity.ensemble_error(members, targets)}
 
-    outcome = _outcome(compared(job, models, settings.data, compare))
-    outcome.values["ensemble_size"] = float(len(models))
+    outcome = _outcome(compared(job, kept, settings.data, compare))
+    outcome.values["ensemble_size"] = float(len(kept))
     return outcome
 
 

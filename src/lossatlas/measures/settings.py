@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -28,11 +28,14 @@ def _is_pair(value: Any) -> bool:
 Pairs = Annotated[int | Literal["all", "ring"] | tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
 
 
-def _published(values: Any, **defaults: Any) -> Any:
-    """With `protocol = "published"`, what [Yang2021]'s code does becomes the default of what is not given."""
-    if isinstance(values, dict) and values.get("protocol") == "published":
-        return {**defaults, **values}
-    return values
+def _published(settings: Connectivity | CKA, **defaults: Any) -> None:
+    """With `protocol = "published"`, what [Yang2021]'s code does becomes the default of what is not given.
+
+    It stays unset, so that another protocol given later (by a variant, by `--set`) has its own defaults.
+    """
+    if settings.protocol == "published":
+        missing = defaults.keys() - settings.model_fields_set
+        settings.__dict__.update({name: defaults[name] for name in missing})
 
 
 class Evaluation(Settings):
@@ -52,6 +55,22 @@ class Hessian(Settings):
     tol: Positive = 1e-3  # residual, relative to the largest magnitude
     trace_rel: Positive = 0.05  # standard error of a stochastic trace, relative to it
     max_matvecs: int = Field(default=200, ge=16)  # the least number of probes
+
+    @property
+    def told(self) -> dict[str, dict[str, str]]:
+        """What the results tell of which eigenvalue it is, and of which samples."""
+        if self.protocol == "published":
+            samples = f"a random batch of at most {self.images} {self.data} samples a model"
+            largest = {"long_name": "Hessian eigenvalue of the largest magnitude"}
+        else:
+            samples, largest = f"at most the first {self.images} {self.data} samples", {}
+        eigenvalues = {"estimator": f"Lanczos with full reorthogonalisation; {samples}"}
+        return {
+            "hessian_eig": {**eigenvalues, **largest},
+            "hessian_eig_min": eigenvalues,
+            "hessian_eigs": eigenvalues,
+            "hessian_trace": {"estimator": f"tr H = tr GGN where exact, else Hutchinson; {samples}"},
+        }
 
 
 class Density(Settings):
@@ -98,10 +117,10 @@ class Connectivity(Settings):
     data: Part = "train"  # whose error (or loss) makes mc
     on: Literal["error", "loss"] = "error"  # what mc is a difference of
 
-    @model_validator(mode="before")
-    @classmethod
-    def _protocol(cls, values: Any) -> Any:
-        return _published(values, points=5, rule="published", start="random", pairs=1)
+    @model_validator(mode="after")
+    def _protocol(self) -> Self:
+        _published(self, points=5, rule="published", start="random", pairs=1)
+        return self
 
     @property
     def told(self) -> dict[str, dict[str, str]]:
@@ -134,10 +153,10 @@ class CKA(Settings):
     bandwidth: Positive = 1.0  # of rbf: times the median distance
     debiased: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _protocol(cls, values: Any) -> Any:
-        return _published(values, images=768)
+    @model_validator(mode="after")
+    def _protocol(self) -> Self:
+        _published(self, images=768)
+        return self
 
     @property
     def layer(self) -> str | None:
@@ -156,13 +175,14 @@ class CKA(Settings):
         of = {"softmax": "softmax outputs", "logits": "logits"}.get(self.outputs, f"features {self.outputs}")
         if self.positions == "samples":
             of += " by position"
-        images = "mixup images" if self.mixup_alpha else "clean images"
+        images = f"at most {self.images} {'mixup' if self.mixup_alpha else 'clean'} images"
         if self.mixup_alpha not in (0.0, 16.0):
             images += f" (alpha {self.mixup_alpha:g})"
         if self.noise:
-            images = f"{images.removeprefix('clean ')} with noise {self.noise:g}"
+            images = f"{images.replace(' clean', '')} with noise {self.noise:g}"
         hsic = ", unbiased HSIC" if self.debiased else ""
         test = " of the test part" if self.data == "test" else ""
+        test += ", drawn anew for each ordered pair" if self.protocol == "published" else ""
         how = f"{kernel}, centred, float64{hsic}, {of} on {images}{test}; of text at a token a sentence"
         return {"cka": {"estimator": how}}
 
@@ -178,7 +198,7 @@ class Disagreement(Settings):
 
 
 class Ensemble(Settings):
-    """The error of the mean softmax output of all ok seeds, on the test samples."""
+    """The error of the mean softmax output of all ok seeds (two at least), on the test samples."""
 
     data: Part = "test"
 

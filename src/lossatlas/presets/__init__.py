@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-STUDIES = ("xu2024",)  # the folders whose files are studies; `_models.toml` is what they share
+STUDIES = ("xu2024",)  # the folders whose files are studies
+SHARED = "_models"  # of such a folder: the file of what its studies share
 
 
 def names() -> list[str]:
@@ -18,16 +19,21 @@ def studies() -> list[str]:
     return sorted(found, key=lambda name: (len(name), name))
 
 
+def texts() -> list[str]:
+    """The names that `text` knows: all presets, and what studies share, as `xu2024/_models`."""
+    return [*names(), *studies(), *(f"{folder}/{SHARED}" for folder in STUDIES)]
+
+
 def text(name: str) -> str:
-    """The TOML text of a preset; raises KeyError if there is none of this name."""
-    if name not in _all():
+    """The TOML text of a preset, or of what studies share; raises KeyError if there is none of this name."""
+    if name not in texts():
         raise KeyError(name)
     return resources.files(__name__).joinpath(*f"{name}.toml".split("/")).read_text(encoding="utf-8")
 
 
 def shared(folder: str) -> str:
     """The TOML text that the studies of a folder share."""
-    return resources.files(__name__).joinpath(folder, "_models.toml").read_text(encoding="utf-8")
+    return text(f"{folder}/{SHARED}")
 
 
 def _all() -> list[str]:

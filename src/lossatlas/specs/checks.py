@@ -90,14 +90,14 @@ def _train_problems(train: Train) -> list[str]:
 
 
 # The settings that only some optimisers or schedules have.
-_OWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+OWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "train.optimizer": {
         "momentum": ("sgd",),
         "nesterov": ("sgd",),
         "betas": ("adam", "adamw"),
         "eps": ("adam", "adamw"),
     },
-    "train.schedule": {"final": ("cosine",)},
+    "train.schedule": {"factor": ("step",), "at": ("step",), "final": ("cosine",)},
 }
 
 
@@ -139,7 +139,7 @@ def _foreign_problems(where: str, section: Optimizer | Schedule) -> list[str]:
     """What is given although what the section names does not have it."""
     return [
         f"{where}.{key}: given although {section.name} has none; it is for {' and '.join(owners)}"
-        for key, owners in _OWN[where].items()
+        for key, owners in OWN[where].items()
         if key in section.model_fields_set and section.name not in owners
     ]
 

@@ -31,7 +31,7 @@ class ImageNoise(Settings):
     """Noise on pixels; `tasks.corruption.noisy_images` says what each word means."""
 
     kind: Literal["bernoulli", "gaussian", "uniform", "positive_uniform"]
-    magnitude: Positive  # in the levels of a pixel, which go from 0 to 255
+    magnitude: Positive  # in levels of a pixel from 0 to 255; scaled to the range of other data
     mode: Literal["add", "replace"] = "add"
     fraction: Fraction = 1.0  # each image is noisy with this probability
 
@@ -129,9 +129,9 @@ class Optimizer(Settings):
 class Schedule(Settings):
     """How the rate changes; `training.schedules` has the formulas.
 
-    `step`: multiplied by `factor` whenever a fraction `at` of the epochs is over. `cosine`: step by step to
-    `final` times the rate. `inverse-sqrt`: falls as the square root of the step after the warm-up [Vaswani2017].
-    Before them all a linear warm-up, step by step, if one is given.
+    `step`: multiplied by `factor` after each fraction `at` of the epochs, rounded down to whole epochs. `cosine`:
+    step by step to `final` times the rate. `inverse-sqrt`: falls as the square root of the step after the warm-up
+    [Vaswani2017]. Before them all a linear warm-up, step by step, if one is given.
     """
 
     name: Literal["constant", "step", "cosine", "inverse-sqrt"] = "constant"
@@ -143,7 +143,7 @@ class Schedule(Settings):
 
     @property
     def moments(self) -> tuple[float, ...]:
-        """The fractions of the epochs after which `step` lowers the rate."""
+        """The fractions of the epochs, rounded down to whole epochs, after which `step` lowers the rate."""
         return self.at if isinstance(self.at, tuple) else (self.at,)
 
 
@@ -171,12 +171,21 @@ class Train(Settings):
     init: str | None = None  # a file of weights that all seeds start from; the content counts for the key
     init_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # a run fills it in
 
+    @property
+    def lr(self) -> float:
+        """The rate: that of the optimiser, by linear scaling times the batch size over its reference."""
+        given = self.optimizer
+        return given.lr if given.batch_ref is None else given.lr * self.batch_size / given.batch_ref
+
     def epochs_on(self, samples: int) -> int:
         """The epochs of a training on so many samples: `epochs`, or with `n_ref` as many as give equal steps."""
         return equal_steps(self.epochs, self.n_ref, samples)
 
     def content(self) -> dict[str, Any]:
-        """As of every section, with the weights to start from named by their content."""
+        """As of every section, with the resulting rate, and the weights to start from named by their content."""
+        if self.optimizer.batch_ref is not None:
+            optimizer = self.optimizer.model_copy(update={"lr": self.lr, "batch_ref": None})
+            return self.model_copy(update={"optimizer": optimizer}).content()
         content = super().content()
         if self.init_sha256 is not None:
             content["init"] = content.pop("init_sha256")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import xarray as xr
 
+from lossatlas.specs import Data
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.pictures import Picture
 from lossatlas.studies.schema import Study
@@ -25,7 +26,8 @@ def caption(study: Study, subject: Subject, picture: Picture, found: Mapping[str
     at = f" Epoch {epochs.pop()}." if len(epochs) == 1 and subject.cell is not None else ""
     told = [f"In the manner of [Xu2024] Fig. {figure}: {FIGURES[figure].title}.", f"{whose(study, subject)}{at}"]
     images = "images" if subject.cell is None else "training images"
-    told.append(f"Mean cross entropy of {subject.images} {images}.")
+    loss = "cross entropy" if subject.learner.loss == "cross_entropy" else "loss"
+    told.append(f"Mean {loss} of {subject.images} {images}.")
     policies = {str(dataset.attrs.get("batchnorm")) for dataset in found.values()}
     if subject.has_batchnorm and len(policies) == 1:  # with several the panels say it
         told += filter(None, [BATCHNORM.get(policies.pop())])
@@ -35,8 +37,10 @@ def caption(study: Study, subject: Subject, picture: Picture, found: Mapping[str
 
 def whose(study: Study, subject: Subject) -> str:
     """Which model on which data, and how it came to its weights; a sentence."""
-    learner, name = subject.learner, study.data_of(subject.learner).name
-    title = TABLE[name].title if name in TABLE else name
+    learner, data = subject.learner, study.data_of(subject.learner)
+    title = TABLE[data.name].title if data.name in TABLE else data.name
+    if changed := _changed(data):
+        title += f" ({changed})"
     replaced = study.study.random_weights and learner.asks_for_weights
     if learner.train is None:
         weights = "RANDOM weights in place of the published ones" if replaced else "published weights"
@@ -46,3 +50,14 @@ def whose(study: Study, subject: Subject) -> str:
         start = ", from RANDOM weights in place of the published ones" if replaced else ", from published weights"
     rate = learner.train.optimizer.lr
     return f"{learner.title} on {title}, trained for {learner.train.epochs} epochs at rate {rate:g}{start}."
+
+
+def _changed(data: Data) -> str:
+    """What was done to the training data, and thereby to what is looked at; empty if nothing was."""
+    noise = data.image_noise
+    told = (
+        f"the first {data.n_train} images" if data.n_train else "",
+        f"{100 * data.label_noise:g} % of the labels replaced" if data.label_noise else "",
+        f"{noise.kind.replace('_', ' ')} noise on {100 * noise.fraction:g} % of the images" if noise else "",
+    )
+    return ", ".join(filter(None, told))

@@ -10,6 +10,7 @@ class Subject(NamedTuple):
 
     title: str
     sizes: tuple[str, ...]  # of `schema.Sizes`, beside `images`
+    pairs: int = 1  # eigenvectors of either sign that it shows, at least
 
 
 _MINING = ("mining_epochs", "mining_images", "mining_start")
@@ -21,7 +22,7 @@ FIGURES = {
     2: Subject("Gaussian directions by epoch and scale", ("points", "gaussians")),
     3: Subject("v-side: the negative gradient, and towards other checkpoints (E=)", ("points",)),
     4: Subject("w-basin: towards checkpoints of another training (E'=)", ("points",)),
-    5: Subject("angles between directions, and to Gaussians", ("pairs", "draws", *_MINING)),
+    5: Subject("angles between directions, and to Gaussians", ("pairs", "draws", *_MINING), 2),
     6: Subject("the negative gradient against Gaussians of equal length", ("draws",)),
     7: Subject("Hessian eigenvectors of positive (P.E.) and negative eigenvalue (N.E.)", ("points", "pairs")),
     8: Subject(
@@ -30,8 +31,8 @@ FIGURES = {
     ),
     9: Subject("mined directions on held-out data, among eigenvectors", ("points", "pairs", *_MINING)),
     10: Subject("vvv-basin: mined directions (Algorithm 2)", ("points", "mining_epochs", "mining_images")),
-    11: Subject("surfaces in space", ("grid", "pairs", *_MINING)),
-    12: Subject("surfaces by pairs of directions", ("grid", "pairs", *_MINING)),
+    11: Subject("surfaces in space", ("grid", "pairs", *_MINING), 2),
+    12: Subject("surfaces by pairs of directions", ("grid", "pairs", *_MINING), 2),
     13: Subject(
         "the Hessian's density, and changes of the loss along Gaussians", ("pairs", "draws", "probes", "steps")
     ),

@@ -15,7 +15,6 @@ import torch
 import xarray as xr
 
 from lossatlas import files
-from lossatlas.errors import FileError, UserError
 from lossatlas.files import Damaged
 from lossatlas.settings import content_key
 from lossatlas.slice_results import SCHEMA_VERSION
@@ -41,6 +40,18 @@ VERSIONS = {
 
 class Unavailable(Exception):
     """A result that cannot be had, and why: a training or a search that diverged. Data, not a mistake."""
+
+    status = "diverged"
+
+
+class Undefined(Unavailable):
+    """A result that these weights do not have, such as the plane of two parallel directions."""
+
+    status = "undefined"
+
+
+class Lacking(Exception):
+    """What a result is made of is not there, since it failed; nothing is kept, and the next run tries again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,10 @@ class Shelf:
         return self._store.has(item.step, item.key)
 
     def get(self, item: Item) -> xr.Dataset:
-        """Its dataset, made if it is not there; raises Unavailable where it cannot be had."""
+        """Its dataset, made if it is not there; raises Unavailable where it cannot be had.
+
+        That is kept, and not tried again; whatever else is raised is not.
+        """
         found = self.look(item)
         return self._made(item) if found is None else found
 
@@ -113,11 +127,7 @@ class Shelf:
         try:
             dataset = item.make()
         except Unavailable as error:
-            record = Record({}, "diverged", str(error))
-        except FileError:
-            raise
-        except UserError as error:  # such as directions that span no plane: of these weights, not of the user
-            record = Record({}, "undefined", str(error))
+            record = Record({}, error.status, str(error))
         meta = {"seconds": round(time.time() - started, 3), "started": started, "device": str(self._device)}
         meta |= {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
         others = {} if dataset is None else {DATASET: _bytes(dataset)}

@@ -16,7 +16,7 @@ from lossatlas.studies import vectors
 from lossatlas.studies.items import Item
 from lossatlas.studies.slicing import Range, content, needs, points_of
 from lossatlas.studies.subject import Subject
-from lossatlas.studies.ways import Way, as_long_as, longer, made
+from lossatlas.studies.ways import Way, as_long_as, longer, made, proper
 from lossatlas.sweep.cost import FORWARD, MATVEC
 
 SCALES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # where rivals are compared
@@ -35,7 +35,7 @@ def rivals(subject: Subject, epoch: int, first: Way, second: Way, *, own_best: b
 
     def make() -> xr.Dataset:
         objective = subject.objective(epoch)
-        one, other = made([first, rival])
+        one, other = proper(first), proper(rival)
         found = mining_checks.compare(objective, one, other, list(SCALES))
         gain = found.best_advantage if own_best else found.advantage
         if own_best:
@@ -62,10 +62,10 @@ def held_out(subject: Subject, epoch: int, way: Way) -> Item:
         loss = xr.concat([curve["loss"], curve["loss"].copy(data=checked.held_out[None].numpy())], "data")
         dataset = curve.drop_vars(["loss", "error"]).assign(loss=loss)
         dataset = dataset.assign_coords(data=["training images", "held-out images"])
-        cosines = mining_checks.alignment(along, vectors.eigenpairs(subject, epoch)).to_dataset()
+        cosines = mining_checks.alignment(along, vectors.finite_eigenpairs(subject, epoch)).to_dataset()
         return dataset.merge(cosines, combine_attrs="override").assign_attrs(status=checked.status)
 
-    settings = {"pairs": item.key, "points": points, "batchnorm": policy}
+    settings = {"pairs": item.key, "points": points, "batchnorm": policy, **subject.held_out()}
     work = 3 * points * FORWARD * subject.images * (2 if policy == "recalibrate" else 1)
     needed = (*way.needs, item)
     return Item("local-held-out", content(subject, epoch, [way], **settings), work, make, needed)
@@ -102,8 +102,7 @@ def distances(subject: Subject, epoch: int, way: Way) -> Item:
     draws = subject.sizes.draws
 
     def make() -> xr.Dataset:
-        objective = subject.objective(epoch)
-        (along,) = made([way])
+        objective, along = subject.objective(epoch), proper(way)
         found = [angles.against_gaussians(objective, along, distance=d, count=draws) for d in DISTANCES]
         return xr.concat([each.to_dataset() for each in found], "distance").assign_attrs(name=along.name)
 

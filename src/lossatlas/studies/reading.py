@@ -13,7 +13,11 @@ from typing import Any
 from lossatlas import json_files, presets, registry, specs
 from lossatlas.errors import FileError, SpecError
 from lossatlas.files import Damaged
-from lossatlas.specs.reading import check_scale, shortened
+from lossatlas.settings import Settings
+from lossatlas.specs import Data, Optimizer, Schedule
+from lossatlas.specs.checks import OWN
+from lossatlas.specs.reading import shortened
+from lossatlas.specs.scaling import check_scale
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
 
@@ -35,6 +39,7 @@ LEAST = {
 LEAST_EPOCHS, LEAST_WIDTH = 2, 4
 WIDTHS = ("width",)  # options of a model that shrink
 ODD = ("points", "grid")
+NAMED: Mapping[str, type[Settings]] = {"optimizer": Optimizer, "schedule": Schedule}  # have keys by their names
 TITLES = {"images": "images looked at", "grid": "grid points a side", "points": "points of a curve"}
 
 
@@ -73,7 +78,7 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
     except tomllib.TOMLDecodeError as error:
         raise SpecError(source, [f"it is not valid TOML: {error}"]) from error
     shared = tomllib.loads(presets.shared("xu2024"))
-    laid = specs.overridden(_over(shared, raw), overrides or {})
+    laid = _overridden(_over(shared, raw), overrides or {})
     if problems := _table_problems(laid):
         raise SpecError(source, problems)
     return validate(_completed(laid), source)
@@ -82,7 +87,7 @@ def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) ->
 def saved(folder: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     """The study of a folder; raises FileError where its file is damaged."""
     content = _content(folder)
-    return validate(specs.overridden(content["spec"], overrides or {}), str(folder / STUDY_FILE))
+    return validate(_overridden(content["spec"], overrides or {}), str(folder / STUDY_FILE))
 
 
 def saved_store(folder: Path) -> str:
@@ -122,8 +127,33 @@ def _over(base: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(dict(base))
     for key, value in raw.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
+        merged[key] = _over(_fitting(key, merged[key], value), value) if both else value
     return merged
+
+
+def _overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of a study with the values at these dotted keys replaced or added, in place."""
+    for dotted, value in overrides.items():
+        *place, key = dotted.split(".")
+        holder: Any = raw
+        for part in place[:-1]:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if place and isinstance(holder, dict) and isinstance(holder.get(place[-1]), dict):
+            holder[place[-1]] = _fitting(place[-1], holder[place[-1]], {key: value})
+    return specs.overridden(raw, overrides)
+
+
+def _fitting(section: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a section below one of another name: of an optimizer or a schedule what the other has as well.
+
+    Nobody could take it out. A rate is that of its optimizer, and goes as well.
+    """
+    if section not in NAMED or "name" not in above:
+        return dict(below)
+    name, owners = above["name"], OWN[f"train.{section}"]
+    if name == below.get("name", NAMED[section].model_fields["name"].default):
+        return dict(below)
+    return {key: value for key, value in below.items() if key != "lr" and name in owners.get(key, (name,))}
 
 
 def _table_problems(raw: Mapping[str, Any]) -> list[str]:
@@ -178,10 +208,9 @@ def scaled(study: Study, scale: float) -> Study:
     raw["sizes"] = {name: value for name, value in sizes.items() if value is not None}
     raw["sizes"]["mining_start"] = "eigenvector"  # from noise a few steps lead nowhere
     raw["models"] = {name: _smaller(study, study.models[name], raw["models"][name], scale) for name in chosen}
+    used = {learner["data"] for learner in raw["models"].values()}
     raw["data"] = {
-        name: {**section, "limit": limit} if (limit := _limit(study, name, scale)) else section
-        for name, section in raw["data"].items()
-        if name in {learner["data"] for learner in raw["models"].values()}
+        name: {**section, **_fewer(study, name, scale)} for name, section in raw["data"].items() if name in used
     }
     raw["reduced"] = _told(study, Sizes(**raw["sizes"]), len(chosen), scale)
     return validate(raw, f"{study.name} scaled by {scale:g}")
@@ -195,23 +224,32 @@ def _less(name: str, value: Any, scale: float) -> Any:
     return found + 1 if name in ODD and found % 2 == 0 else found
 
 
-def samples_of(study: Study, learner: Learner) -> int | None:
-    """The training samples of a model, as far as they are known without the data."""
-    data = study.data_of(learner)
+def _loaded(data: Data) -> int | None:
+    """The training samples that are loaded, as far as they are known without the data."""
     entry = registry.DATA.get(data.name)
     if entry is None or entry.facts is None:
         return data.limit
     return entry.facts.limited(data.limit).n_train
 
 
-def _limit(study: Study, name: str, scale: float) -> int | None:
-    """How many images of a data set are loaded at most; None where they cannot be limited."""
-    learners = [learner for learner in study.models.values() if learner.data == name]
-    known = samples_of(study, learners[0])
-    if known is None or study.data[name].name == "digits":
-        return None
-    batch = max((learner.train.batch_size for learner in learners if learner.train), default=1)
-    return min(known, max(batch, LEAST["images"], round(scale * known)))
+def _fewer(study: Study, name: str, scale: float) -> dict[str, int]:
+    """How many images of a data set are loaded, and trained on, at most: keys of its section.
+
+    Nothing where that is not known, or is up to the data; the digits are always loaded all.
+    """
+    data = study.data[name]
+    trainings = [learner.train for learner in study.models.values() if learner.data == name and learner.train]
+    batch = max((train.batch_size for train in trainings), default=1)
+
+    def less(count: int) -> int:
+        return min(count, max(batch, LEAST["images"], round(scale * count)))
+
+    loaded, found = _loaded(data), {}
+    if loaded is not None and data.name != "digits":
+        found["limit"] = less(loaded)
+    if data.n_train is not None:
+        found["n_train"] = less(data.n_train)
+    return found
 
 
 def _smaller(study: Study, learner: Learner, raw: dict[str, Any], scale: float) -> dict[str, Any]:
@@ -222,6 +260,7 @@ def _smaller(study: Study, learner: Learner, raw: dict[str, Any], scale: float) 
         fewer = min(epochs, max(LEAST_EPOCHS, round(scale * epochs)))
         keep = {min(fewer, max(1, round(scale * epoch))) for epoch in learner.train.keep if epoch}
         raw["train"] |= {"epochs": fewer, "keep": sorted({0, *keep, fewer})}
+        _shorten_warmup(raw["train"].get("schedule", {}), fewer / epochs, scale)
         told.append(f"epochs {fewer}/{epochs}")
     entry = registry.MODELS.get(learner.model.name)
     defaults = entry.options if entry else {}
@@ -230,10 +269,22 @@ def _smaller(study: Study, learner: Learner, raw: dict[str, Any], scale: float) 
         if isinstance(width, int):
             raw["model"][option] = max(min(LEAST_WIDTH, width), round(scale * width))
             told.append(f"{option} {raw['model'][option]}/{width}")
-    limit, known = _limit(study, learner.data, scale), samples_of(study, learner)
-    if limit is not None and known is not None and limit < known:
-        told.append(f"images of either part {limit}/{known}")
+    data, fewer_images = study.data_of(learner), _fewer(study, learner.data, scale)
+    for title, now, before in (
+        ("images of either part", fewer_images.get("limit"), _loaded(data)),
+        ("training images", fewer_images.get("n_train"), data.n_train),
+    ):
+        if now is not None and before is not None and now < before:
+            told.append(f"{title} {now}/{before}")
     return {**raw, "reduced": ", ".join(told)}
+
+
+def _shorten_warmup(schedule: dict[str, Any], epochs: float, images: float) -> None:
+    """Shorten a warm-up in place, of a training of these parts of the epochs and the images."""
+    if schedule.get("warmup_epochs"):
+        schedule["warmup_epochs"] *= epochs
+    if schedule.get("warmup_steps"):
+        schedule["warmup_steps"] = max(1, round(epochs * images * schedule["warmup_steps"]))
 
 
 def _told(study: Study, small: Sizes, models: int, scale: float) -> str:

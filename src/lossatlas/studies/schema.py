@@ -8,13 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from lossatlas import specs
+from lossatlas import registry, specs
 from lossatlas.errors import SpecError
 from lossatlas.registry import Facts
 from lossatlas.settings import Count, Positive, Settings
 from lossatlas.specs import Data, Model, Spec, Train
 from lossatlas.specs.checks import hint
 from lossatlas.specs.reading import shortened
+from lossatlas.studies.catalogue import FIGURES
 
 
 class Header(Settings):
@@ -102,7 +103,7 @@ def training(study: Study, learner: Learner) -> dict[str, Any]:
     """The plain data of the spec of a training. Its axes say what is the default anyway: they change no key."""
     assert learner.train is not None
     train = learner.train.model_dump(mode="json", exclude_unset=True)
-    lr = train.setdefault("optimizer", {}).pop("lr", learner.train.optimizer.lr)
+    decay = train.setdefault("optimizer", {}).pop("weight_decay", learner.train.optimizer.weight_decay)
     data = study.data_of(learner).model_dump(mode="json", exclude_unset=True)
     noise = data.pop("label_noise", 0.0)
     model = {"name": learner.model.name, **study.model_of(learner).options}
@@ -110,7 +111,7 @@ def training(study: Study, learner: Learner) -> dict[str, Any]:
         "name": learner.title,
         "seeds": list(study.study.seeds),
         "load": {"label_noise": [noise]},
-        "temperature": {"lr": [lr]},
+        "temperature": {"weight_decay": [decay]},
         "task": {"data": data, "model": model, "loss": learner.loss},
         "train": train,
     }
@@ -164,9 +165,35 @@ def _problems(study: Study) -> list[str]:
         problems.append(f"study.seeds: {list(study.study.seeds)} was given; allowed are two that differ")
     if len(set(study.study.models)) < len(study.study.models):
         problems.append(f"study.models: {list(study.study.models)} was given; allowed is each model once")
+    figure, pairs = study.study.figure, study.sizes.pairs
+    if pairs < (least := FIGURES[figure].pairs):
+        allowed = (
+            f"allowed are integers from {least} on: figure {figure} shows so many eigenvectors of either sign"
+        )
+        problems.append(f"sizes.pairs: {pairs} was given; {allowed}")
+    for name, data in study.data.items():
+        problems += _data_problems(name, data)
     for name in study.study.models:
         problems += _model_problems(study, name)
-    return problems
+    return list(dict.fromkeys(problems))  # models may share what is wrong with their data
+
+
+def _is_text(data: Data) -> bool:
+    return data.name in registry.DATA and registry.DATA[data.name].text
+
+
+def _data_problems(name: str, data: Data) -> list[str]:
+    if _is_text(data):
+        allowed = ", ".join(other for other, entry in registry.DATA.items() if not entry.text)
+        return [
+            f"data.{name}.name: {data.name} was given, which is text, and a study looks at images; allowed are "
+            f"{allowed}, or your own as module:function"
+        ]
+    if data.test_noise and not (data.label_noise or data.image_noise):
+        return [
+            f"data.{name}.test_noise: true was given and no noise; give label_noise or image_noise, or remove it"
+        ]
+    return []
 
 
 def _model_problems(study: Study, name: str) -> list[str]:
@@ -179,7 +206,7 @@ def _model_problems(study: Study, name: str) -> list[str]:
         return [f"models.{name}.data: there is no [data.{learner.data}]; there are {', '.join(known)}"]
     if learner.train is None and not learner.asks_for_weights:
         return [f"models.{name}.train: missing; a model without published weights has to be trained"]
-    if learner.train is None:
+    if learner.train is None or _is_text(study.data[learner.data]):
         return []
     problems, told = [], ["seeds:"]  # these are the study's
     if 0 not in learner.train.keep or learner.train.epochs not in learner.train.keep:
@@ -189,14 +216,21 @@ def _model_problems(study: Study, name: str) -> list[str]:
             f"{learner.train.epochs}, the last epoch, such as [0, {learner.train.epochs}]"
         )
         told.append("train.keep:")
+    if learner.train.n_ref is not None:
+        problems.append(
+            f"models.{name}.train.n_ref: {learner.train.n_ref} was given, and a study looks at checkpoints of "
+            "epochs that it gives; remove it"
+        )
     try:
         study.training_of(learner)
     except SpecError as error:
-        problems += [_of_model(name, each) for each in error.problems if not each.startswith(tuple(told))]
+        problems += [_of_model(name, learner, each) for each in error.problems if not each.startswith(tuple(told))]
     return problems
 
 
-def _of_model(name: str, problem: str) -> str:
+def _of_model(name: str, learner: Learner, problem: str) -> str:
     """A problem of the spec of a training, under the key that it has in a study."""
     key = problem.removeprefix("task.")
+    if key.startswith("data."):
+        return f"data.{learner.data}.{key.removeprefix('data.')}"
     return f"models.{name}.{key}" if key.startswith(("model.", "loss:", "train.")) else f"models.{name}: {problem}"

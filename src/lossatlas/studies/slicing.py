@@ -7,9 +7,10 @@ from typing import Any
 
 import xarray as xr
 
+from lossatlas.errors import UserError
 from lossatlas.landscape import angles, slices
 from lossatlas.landscape.objective import BatchNormPolicy
-from lossatlas.studies.items import Item
+from lossatlas.studies.items import Item, Undefined
 from lossatlas.studies.subject import Subject
 from lossatlas.studies.ways import Way, made
 from lossatlas.sweep.cost import FORWARD
@@ -63,7 +64,11 @@ def surface(subject: Subject, epoch: int, pair: Sequence[Way], reach: float = 1.
     side = subject.sizes.grid
 
     def make() -> xr.Dataset:
-        first, second = angles.orthogonalised(made(pair))
+        several = made(pair)
+        try:
+            first, second = angles.orthogonalised(several)
+        except UserError as error:  # they span no plane: of these weights, not of the user
+            raise Undefined(str(error)) from error
         extent = ((-reach, reach),) * 2
         found = slices.surface(
             subject.objective(epoch),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -13,11 +14,11 @@ from lossatlas.landscape.objective import BatchNormPolicy, Objective
 from lossatlas.landscape.parameters import flat_parameters
 from lossatlas.registry import Facts
 from lossatlas.settings import canonical
-from lossatlas.specs import Model
-from lossatlas.studies.items import Shelf, Unavailable
+from lossatlas.specs import Data, Model
+from lossatlas.studies.items import Lacking, Shelf, Unavailable
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study
 from lossatlas.sweep.cost import model_of
-from lossatlas.sweep.plan import CellPlan, Plan, Step
+from lossatlas.sweep.plan import DATA_KEYS, CellPlan, Plan, Step
 from lossatlas.sweep.store import Store
 from lossatlas.tasks import losses, models
 from lossatlas.tasks.data import RawData
@@ -28,7 +29,11 @@ BATCH = 128  # that BatchNorm statistics are taken of
 
 
 class Subject:
-    """One model of a study; `data` loads what it learnt from when that is first needed."""
+    """One model of a study; its data are loaded when they are first needed.
+
+    `load` gives them as they come, for trainings, which take the subset and add noise themselves; `learnt` as they
+    are then, which is what is looked at.
+    """
 
     def __init__(
         self,
@@ -36,21 +41,23 @@ class Subject:
         study: Study,
         known: KnownData,
         store: Store,
-        data: Callable[[], RawData],
+        load: Callable[[], RawData],
+        learnt: Callable[[], RawData],
         device: torch.device,
     ) -> None:
         self.name = name
         self.learner: Learner = study.models[name]
         self.sizes: Sizes = study.sizes
-        self.facts, self.fingerprint = known
+        self.asked: Data = study.data_of(self.learner)
+        self.facts, self.fingerprint = _used(known.facts, self.asked), known.fingerprint
         self.device = device
         self.shelf = Shelf(store, device)
         self.model = study.model_of(self.learner)
         self.seeds = study.study.seeds
         self.images = min(self.sizes.images, self.facts.n_train)
         spec = study.training_of(self.learner)
-        self.cell: CellPlan | None = None if spec is None else Plan(spec, self.fingerprint)[0]
-        self._store, self._data = store, data
+        self.cell: CellPlan | None = None if spec is None else Plan(spec, self.fingerprint, known.facts.n_train)[0]
+        self._store, self._load, self._learnt = store, load, learnt
         # Objectives hold a copy of the model each: only those of one panel are kept.
         self.objective = lru_cache(4)(self._objective)
 
@@ -77,12 +84,27 @@ class Subject:
         return self.epochs[-1]
 
     def of(self, epoch: int, *, other: bool = False) -> dict[str, Any]:
-        """What determines the weights at an epoch, of the first training or of the other one."""
-        seed = self.seeds[other]
+        """What determines the weights at an epoch, of the first training or of the other one, and their data."""
+        seed, noise = self.seeds[other], self._noise
+        told = {"noise": noise} if noise else {}
         if self.cell is None:
             model = canonical(self.model.content())
-            return {"model": model, "seed": seed, "data": self.fingerprint, "loss": self.learner.loss}
-        return {"train": self.training[other].key, "epoch": epoch}
+            return {"model": model, "seed": seed, "data": self.fingerprint, "loss": self.learner.loss, **told}
+        return {"train": self.training[other].key, "epoch": epoch, **told}
+
+    @property
+    def _noise(self) -> dict[str, Any]:
+        """What sets the first samples apart from those of the fingerprint, if anything does."""
+        if not (self.asked.label_noise or self.asked.image_noise):
+            return {}
+        given = self.asked.content()
+        return {name: given[name] for name in DATA_KEYS if name in given and name != "n_train"}
+
+    def held_out(self) -> dict[str, Any]:
+        """What sets the first test samples apart from those of the fingerprint, if anything does."""
+        test_noise = {"test_noise": True} if self.asked.test_noise else {}
+        n_test = self.asked.n_test or self.images
+        return test_noise | ({"n_test": n_test} if n_test < self.images else {})
 
     def needs_training(self, what: str) -> None:
         """Raise Unavailable for a model that is looked at as published: there are no checkpoints."""
@@ -105,7 +127,7 @@ class Subject:
             raise Unavailable(f"the training of seed {self.seeds[other]} {record.status}: {record.reason}")
         arrays = self._store.arrays("train", step.key, f"epoch-{epoch}") if record is not None else None
         if arrays is None:
-            raise Unavailable(f"the weights of epoch {epoch}, seed {self.seeds[other]}, are not in the store")
+            raise Lacking(f"the weights of epoch {epoch}, seed {self.seeds[other]}, are not in the store")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @property
@@ -128,14 +150,14 @@ class Subject:
 
     @property
     def raw(self) -> RawData:
-        """The data."""
-        return self._data()
+        """The data as they come."""
+        return self._load()
 
     def samples(self, count: int, part: str = "train") -> Samples:
-        """The first samples of a part."""
-        raw = self.raw
-        inputs, targets = getattr(raw, f"{part}_inputs"), getattr(raw, f"{part}_targets")
-        return Samples(inputs[:count], targets[:count], raw, self.device)
+        """The first samples of a part, as they were learnt."""
+        data = self._learnt()
+        inputs, targets = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets")
+        return Samples(inputs[:count], targets[:count], data, self.device)
 
     def _objective(
         self, epoch: int, batchnorm: BatchNormPolicy = "eval", part: str = "train", images: int | None = None
@@ -164,3 +186,9 @@ class Subject:
 def _without_numbers(model_json: str, facts: Facts) -> nn.Module:
     with torch.device("meta"):
         return model_of(Model.model_validate_json(model_json), facts)
+
+
+def _used(facts: Facts, asked: Data) -> Facts:
+    """The sizes of what is left of data with these sizes."""
+    n_train = min(facts.n_train, asked.n_train or facts.n_train)
+    return replace(facts, n_train=n_train, n_test=min(facts.n_test, asked.n_test or facts.n_test))

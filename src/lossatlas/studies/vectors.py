@@ -18,7 +18,7 @@ from lossatlas.landscape.mining import MinedDirection
 from lossatlas.landscape.objective import Objective
 from lossatlas.landscape.operators import hessian
 from lossatlas.landscape.parameters import flat_parameters
-from lossatlas.studies.items import Item, Unavailable
+from lossatlas.studies.items import Item, Unavailable, Undefined
 from lossatlas.studies.subject import BATCH, Subject
 from lossatlas.sweep.cost import MATVEC
 
@@ -37,6 +37,8 @@ def pairs(subject: Subject, epoch: int) -> Item:
     def make() -> xr.Dataset:
         operator = hessian(subject.objective(epoch))
         k = min(count, operator.size // 2)
+        if k == 0:
+            raise Undefined("the Hessian of a single parameter has no eigenpairs at either end")
         return _packed(lanczos.eigenpairs(operator, k, which="both", max_matvecs=PRODUCTS * count, seed=0))
 
     return Item("local-eigenpairs", content, work, make)
@@ -46,6 +48,14 @@ def pairs(subject: Subject, epoch: int) -> Item:
 def eigenpairs(subject: Subject, epoch: int) -> Eigenpairs:
     """Them themselves; those of the last model are kept."""
     return _unpacked(subject.shelf.get(pairs(subject, epoch)))
+
+
+def finite_eigenpairs(subject: Subject, epoch: int) -> Eigenpairs:
+    """The same; raises Undefined where the Hessian is not finite, and there are none."""
+    pairs = eigenpairs(subject, epoch)
+    if not bool(pairs.eigenvectors.isfinite().all()):
+        raise Undefined(f"there are no eigenvectors at epoch {epoch}: {pairs.reason}")
+    return pairs
 
 
 def w_peak(subject: Subject, epoch: int) -> Item:
@@ -59,7 +69,7 @@ def w_peak(subject: Subject, epoch: int) -> Item:
     def search(objective: Objective, batches: mining.Batches) -> MinedDirection:
         start: float | torch.Tensor = NOISE
         if needs:
-            vectors = eigenpairs(subject, epoch).eigenvectors
+            vectors = finite_eigenpairs(subject, epoch).eigenvectors
             start = EIGENVECTOR * vectors[:, vectors.shape[1] // 2]  # the first of the smallest
         return mining.mine_w_peak(
             objective, batches, seed=0, epochs=sizes.mining_epochs, lr=sizes.mining_lr, start=start

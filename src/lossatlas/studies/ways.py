@@ -10,7 +10,7 @@ from typing import Any
 from lossatlas.landscape import directions
 from lossatlas.landscape.directions import Direction, OneDimensional, Scaling
 from lossatlas.studies import vectors
-from lossatlas.studies.items import Item
+from lossatlas.studies.items import Item, Undefined
 from lossatlas.studies.subject import Subject
 
 
@@ -27,6 +27,16 @@ class Way:
 def made(ways: Sequence[Way]) -> list[Direction]:
     """The directions themselves, by their names."""
     return [replace(way.make(), name=way.name) for way in ways]
+
+
+def proper(way: Way) -> Direction:
+    """The direction itself; raises Undefined unless its length is finite and above 0."""
+    (found,) = made([way])
+    if not 0 < found.norm < math.inf:
+        raise Undefined(
+            f"the direction {way.name} has the length {found.norm:g}, so it cannot be given another one"
+        )
+    return found
 
 
 def gaussians(
@@ -55,14 +65,17 @@ def gaussian(
 
 def eigenvector(subject: Subject, epoch: int, sign: str, rank: int = 1) -> Way:
     """Of length 1: the `rank`-th of positive (P) or of negative eigenvalue (N)."""
-    item, count = vectors.pairs(subject, epoch), subject.sizes.pairs
+    item, name = vectors.pairs(subject, epoch), f"{sign}.E.{rank}"
 
     def make() -> Direction:
-        pairs = vectors.eigenpairs(subject, epoch)
-        column = rank - 1 + (len(pairs.eigenvalues) // 2 if sign == "N" else 0)
+        pairs = vectors.finite_eigenpairs(subject, epoch)
+        per_end = len(pairs.eigenvalues) // 2
+        if rank > per_end:  # of a model with so few parameters
+            raise Undefined(f"there is no {name}: the Hessian has {per_end} eigenpairs at either end")
+        column = rank - 1 + (per_end if sign == "N" else 0)
         return directions.eigenvectors(subject.objective(epoch), pairs)[column]
 
-    return Way(f"{sign}.E.{rank}", {"eigenvector": [sign, min(rank, count)], "of": item.key}, make, (item,))
+    return Way(name, {"eigenvector": [sign, rank], "of": item.key}, make, (item,))
 
 
 def gradient(subject: Subject, epoch: int) -> Way:
@@ -115,7 +128,7 @@ def as_long_as(way: Way, measure: Way) -> Way:
     """The same direction with the length of another one."""
 
     def make() -> Direction:
-        direction = way.make()
+        direction = proper(way)
         return longer(direction, measure.make().relative / direction.relative)
 
     content = {"way": dict(way.content), "as long as": dict(measure.content)}

@@ -15,13 +15,13 @@ import torch
 import xarray as xr
 
 from lossatlas import figures, files, registry
-from lossatlas.errors import FileError, UserError
+from lossatlas.errors import FileError, SpecError, UserError
 from lossatlas.figures.captions import captioned
 from lossatlas.landscape.checkpoints import StopFlag, Stopped
 from lossatlas.studies.captions import caption
 from lossatlas.studies.catalogue import FIGURES
 from lossatlas.studies.index import Index
-from lossatlas.studies.items import Item, Unavailable, with_needs
+from lossatlas.studies.items import Item, Lacking, Unavailable, with_needs
 from lossatlas.studies.other_figures import PICTURES
 from lossatlas.studies.pictures import Picture, drawn
 from lossatlas.studies.schema import KnownData, Study
@@ -29,6 +29,7 @@ from lossatlas.studies.subject import Subject
 from lossatlas.sweep.store import Store
 from lossatlas.sweep.worker import Listener, Worker, one_thread, write_note
 from lossatlas.tasks import data
+from lossatlas.tasks.corruption import corrupted
 from lossatlas.tasks.data import RawData
 
 Begins = Callable[[int, int], None]  # the place of the result that is begun, and of how many
@@ -41,6 +42,7 @@ class Sources:
     study: Study
     notes: list[str] = field(default_factory=list)
     _loaded: dict[str, RawData] = field(default_factory=dict)
+    _learnt: dict[str, RawData] = field(default_factory=dict)
 
     def load(self, name: str) -> RawData:
         """The data of a section `[data.NAME]`; raises UserError or FileError."""
@@ -50,6 +52,12 @@ class Sources:
             self.notes += raw.notes
             self._loaded[name] = raw
         return self._loaded[name]
+
+    def learnt(self, name: str) -> RawData:
+        """The same as it is trained on and looked at: a subset, with noise, if the section asks for these."""
+        if name not in self._learnt:
+            self._learnt[name] = corrupted(self.load(name), self.study.data[name])
+        return self._learnt[name]
 
     def known(self) -> dict[str, KnownData]:
         """What keys hang on, of all data, which are loaded."""
@@ -72,11 +80,28 @@ class Sources:
 def subjects(
     study: Study, sources: Sources, known: Mapping[str, KnownData], store: Store, device: torch.device
 ) -> list[Subject]:
-    """The models of a study on its data."""
-    return [
-        Subject(name, study, known[learner.data], store, partial(sources.load, learner.data), device)
-        for name, learner in study.learners.items()
-    ]
+    """The models of a study on its data; raises SpecError where more samples are asked for than there are."""
+    _check_sizes(study, known)
+    found = []
+    for name, learner in study.learners.items():
+        load, learnt = (partial(give, learner.data) for give in (sources.load, sources.learnt))
+        found.append(Subject(name, study, known[learner.data], store, load, learnt, device))
+    return found
+
+
+def _check_sizes(study: Study, known: Mapping[str, KnownData]) -> None:
+    problems: dict[str, None] = {}  # in their order, each once
+    for name, learner in study.learners.items():
+        there = known[learner.data].facts.n_train
+        asked = study.data_of(learner).n_train or there
+        if asked > there:
+            most = f"allowed are at most {there}, the training samples"
+            problems[f"data.{learner.data}.n_train: {asked} was given; {most}"] = None
+        elif learner.train is not None and learner.train.batch_size > asked:
+            most = f"allowed are at most {asked}, the training samples"
+            problems[f"models.{name}.train.batch_size: {learner.train.batch_size} was given; {most}"] = None
+    if problems:
+        raise SpecError(f"The study {study.name!r}", list(problems))
 
 
 def pictures(study: Study, subject: Subject, index: Index | None = None) -> list[Picture]:
@@ -122,6 +147,8 @@ def make(subject: Subject, wanted: Sequence[Item], failed: Path, begins: Begins,
                 subject.shelf.get(item)
             except Unavailable:
                 continue  # its record says why
+            except Lacking as error:  # that it failed is noted
+                failures[item.key] = f"{item.step} of {subject.name}: {error}"
             except FileError:
                 raise
             except Exception as error:  # as of a GPU without memory left

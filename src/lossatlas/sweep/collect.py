@@ -15,8 +15,8 @@ from lossatlas.measures import STEPS, section_of
 from lossatlas.measures.models import NODE_QUANTITIES, OPERATOR_QUANTITIES
 from lossatlas.results import REASON, STATUS, Quantity
 from lossatlas.specs import Spec
-from lossatlas.summary import SEVERITY
-from lossatlas.sweep.plan import CellPlan
+from lossatlas.summary import SEVERITY, USABLE
+from lossatlas.sweep.plan import CellPlan, Step
 from lossatlas.sweep.store import Record, Store
 
 TRAINING_QUANTITIES = (
@@ -30,6 +30,7 @@ HISTORY_QUANTITIES = (
     Quantity("running_error", "%", "running training error", _RUNNING),
     Quantity("running_lr", "1", "learning rate", "exact"),
 )
+MAKING = ("train", "evaluation")  # the steps that tell whether there is a model worth measuring
 VERSIONED = ("torch", "numpy", "scipy", "xarray", "safetensors")
 
 Values = dict[str, Any]
@@ -41,8 +42,9 @@ def collect(
 ) -> xr.DataTree:
     """The results of all steps that the store holds, as a tree of named arrays.
 
-    `failures` are the reasons of steps that raised, by their keys. The status of a model, a pair or a cell is the
-    worst of its steps, and its reason names the steps that are not ok.
+    `failures` are the reasons of steps that raised, by their keys. The status of a pair or a cell is the worst of
+    its steps, and its reason names the steps that are not ok. So it is with a model, but one that is well trained
+    and lacks a measure is `partial`: its other values count.
     """
     groups: dict[str, Records] = defaultdict(lambda: defaultdict(dict))
     reasons: dict[tuple[str, Any], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -56,7 +58,8 @@ def collect(
             group = _group_of(step.name)
             place = cell.cell if group == "cells" else (*cell.cell, *step.seeds)
             target = groups[group][place]
-            target |= {**record.values, "status": min(target.get("status", "ok"), record.status, key=_severity)}
+            status = min(target.get("status", "ok"), _status(step, record), key=_severity)
+            target |= {**record.values, "status": status}
             if record.status != "ok":
                 reasons[group, place][record.reason].append(step.name)
             if step.name == "connectivity" and record.values:
@@ -73,6 +76,13 @@ def collect(
 def _group_of(step: str) -> str:
     scopes: dict[str, str] = {measure.name: measure.scope for measure in STEPS}
     return {"model": "models", "pair": "pairs", "cell": "cells"}[scopes.get(step, "model")]
+
+
+def _status(step: Step, record: Record) -> str:
+    """What a step makes of the status of its model, pair or cell."""
+    of_model = step.measure is not None and step.measure.scope == "model"
+    spoils = record.status in USABLE or step.name in MAKING or not of_model
+    return record.status if spoils else "partial"
 
 
 def _severity(status: str) -> int:

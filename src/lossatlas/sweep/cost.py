@@ -44,6 +44,7 @@ DECODING = 4.0  # translating, in units of a forward pass: small matrices, one t
 # Bytes, fitted to the peak of workers' resident memory (benchmarks/results/cells.md).
 PROCESS = 500_000_000  # Python, torch and what the measures load
 VECTORS = 16  # of the size of the parameters: weights kept of two models and a curve, gradients, velocity
+MORE_VECTORS = 2  # and of each further seed of a cell
 KEPT_GRAPH = 3.0  # what a differentiated gradient keeps, in units of what a gradient does
 KEPT_BYTES = 1 << 30  # where kept graphs (operators.KEPT_BYTES) and a Krylov basis (models.BASIS_BYTES) end
 
@@ -98,16 +99,22 @@ def estimate(plan: Plan, facts: Facts, costs_of: Costs | None = None) -> Estimat
     found = []
     disk = 0
     nodes = sum(each.probes * each.steps for _, each in kinds if isinstance(each, s.Density))
+    seeds = len(plan.spec.seeds)
+    bends = sum(
+        plan.counts()[name] // len(plan) * each.bends
+        for name, each in kinds
+        if name == "curve" and isinstance(each, s.Connectivity)
+    )
     for cell in plan.cells:
         task, train = plan.task(cell), plan.train(cell)
         cost = costs[_model_key(task)]
         pair = (id(task), id(train))
         if pair not in known:
             seconds = tuple(_seconds(name, setting, task, train, cost, facts) for name, setting in kinds)
-            known[pair] = seconds, _memory([setting for _, setting in kinds], task, train, cost, facts)
+            known[pair] = seconds, _memory([setting for _, setting in kinds], task, train, cost, facts, seeds)
         found.append(known[pair])
         kept = 3 + len(train.keep)  # best, early-stopped and final weights, and those asked for
-        disk += len(plan.spec.seeds) * (kept * 4 * cost.parameters + 20_000 + nodes * NODE_BYTES)
+        disk += seeds * (kept * 4 * cost.parameters + 20_000 + nodes * NODE_BYTES) + bends * 4 * cost.parameters
     names = tuple(name for name, _ in kinds)
     return Estimate(names, np.array([row for row, _ in found]), disk, np.array([peak for _, peak in found]))
 
@@ -205,8 +212,10 @@ def example(size: int, facts: Facts) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(size, source, dtype=torch.long), torch.ones(size, target, dtype=torch.long)
 
 
-def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost: ModelCost, facts: Facts) -> float:
-    """Bytes of a worker at the peak of a cell: its data, models, and the largest of its steps."""
+def _memory(
+    settings: Sequence[Settings | None], task: Task, train: Train, cost: ModelCost, facts: Facts, seeds: int
+) -> float:
+    """Bytes of a worker at the peak of a cell: its data, models and outputs, and the largest of its steps."""
     sample = int(torch.Size(facts.input_shape).numel())
     n = task.data.n_train or facts.n_train
     data = (facts.n_train + facts.n_test) * sample
@@ -216,7 +225,9 @@ def _memory(settings: Sequence[Settings | None], task: Task, train: Train, cost:
         if isinstance(each, s.Hessian | s.Density):
             graphs = min(KEPT_BYTES, KEPT_GRAPH * min(each.images, n) * cost.activations)
             largest = max(largest, graphs + _basis(each, cost.parameters))
-    return PROCESS + data + VECTORS * 4 * cost.parameters + largest
+    vectors = VECTORS + MORE_VECTORS * max(0, seeds - 2)
+    outputs = 0 if facts.tokens else seeds * 4 * facts.classes * (n + _tested(task, facts))
+    return PROCESS + data + vectors * 4 * cost.parameters + outputs + largest
 
 
 def _basis(settings: s.Hessian | s.Density, parameters: int) -> float:

@@ -17,7 +17,8 @@ T = TypeVar("T")
 TRAIN_VERSION = 1  # to be raised by hand whenever training the same spec gives other weights
 
 # The settings of `[task.data]` that say what is done to data once they are loaded; a fingerprint tells the rest.
-DATA_KEYS = ("n_train", "label_noise", "definition", "image_noise", "test_noise")
+DATA_KEYS = ("n_train", "label_noise", "definition", "image_noise")
+TEST_KEYS = ("n_test", "test_noise")  # of them, those that only measures on test samples hang on
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,15 @@ class CellPlan:
 class Plan(Sequence[CellPlan]):
     """The cells of a spec on the data with this fingerprint; the steps of a cell are derived when it is asked for.
 
+    `n_train` is how many training samples the data have (0: not known): a subset of so many is none.
     A key costs a few microseconds, because the canonical text of a task or a training is made once for all cells
     that share it: a grid of 100,000 cells is walked in seconds and never held in memory as a whole.
     """
 
-    def __init__(self, spec: Spec, fingerprint: str) -> None:
+    def __init__(self, spec: Spec, fingerprint: str, n_train: int = 0) -> None:
         self.spec = spec
         self.fingerprint = fingerprint
+        self.n_train = n_train
         self.cells = spec.cells()
         self._loads = len(spec.load)  # a cell is its values on the load axes, then those on the temperature axes
         self._tasks: dict[Cell, tuple[Task, str, str]] = {}
@@ -70,6 +73,8 @@ class Plan(Sequence[CellPlan]):
             for measure in STEPS
             if (settings := _settings(spec, measure)) is not None
         ]
+        test = {k: v for k, v in spec.task.data.content().items() if k in TEST_KEYS}
+        self._test = {name: canonical(value) for name, value in test.items()}
         self._loss, self._weights = canonical(spec.task.loss), canonical(spec.weights)
 
     def __len__(self) -> int:
@@ -128,6 +133,11 @@ class Plan(Sequence[CellPlan]):
         def made() -> tuple[Task, str, str]:
             task = self.spec.at(cell)[0]
             given = {k: v for k, v in task.data.content().items() if k in DATA_KEYS}
+            # What makes no difference is no part of a key, so that grids share what they have in common.
+            if given.get("n_train") == self.n_train:
+                del given["n_train"]
+            if "label_noise" not in given:
+                given.pop("definition", None)
             data = canonical({"fingerprint": self.fingerprint, **given})
             return task, data, canonical(task.model.content())
 
@@ -165,11 +175,11 @@ class Plan(Sequence[CellPlan]):
         seeds = tuple(step.seeds[0] for step in trained)
         inputs = tuple(step.key for step in trained)
         arrays = tuple((step.name, step.key) for step in before if step.seeds == seeds)
-        n_test = self.spec.task.data.n_test if measure.takes_test(settings) else None
+        test = self._test if measure.takes_test(settings) else {}
         text = _joined(
             arrays=_listed([key for _, key in arrays]),
             inputs=_listed(inputs),
-            **({} if n_test is None else {"n_test": str(n_test)}),
+            **test,
             settings=settings_text,
             step=f'"{measure.name}"',
             version=str(measure.version),
@@ -200,8 +210,8 @@ def _kept(known: dict[Cell, T], key: Cell, made: Callable[[], T]) -> T:
 
 
 def _joined(**parts: str) -> str:
-    """The canonical text of a table whose values are canonical texts, named in the order of the alphabet."""
-    return "{" + ",".join(f'"{name}":{text}' for name, text in parts.items()) + "}"
+    """The canonical text of a table whose values are canonical texts."""
+    return "{" + ",".join(f'"{name}":{text}' for name, text in sorted(parts.items())) + "}"
 
 
 def _listed(keys: Sequence[str]) -> str:

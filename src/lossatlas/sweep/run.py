@@ -210,11 +210,12 @@ def write_spec(root: Path, spec: Spec) -> None:
 
 
 def write_plan(folder: RunFolder, plan: Plan, estimate: Estimate) -> None:
-    """Keep the spec, and what its plan hangs on beside it: the data's fingerprint and the predicted seconds."""
+    """Keep the spec, and beside it what its plan hangs on: the data, and the predicted seconds."""
     content = {
         "store": _place(folder),
         "spec": content_key(_given(plan.spec)),
         "fingerprint": plan.fingerprint,
+        "n_train": plan.n_train,
         "names": list(estimate.names),
         "seconds": [[round(value, 4) for value in row] for row in estimate.seconds.tolist()],
     }
@@ -251,7 +252,7 @@ def saved_plan(root: Path) -> SavedPlan:
     spec = saved_spec(root)
     try:
         content = json_files.read_sealed(path)
-        plan = Plan(spec, str(content["fingerprint"]))
+        plan = Plan(spec, str(content["fingerprint"]), int(content["n_train"]))
         seconds = np.array(content["seconds"], dtype=np.float64)
         fits = (len(plan), len(plan.kinds())) == seconds.shape and content["spec"] == content_key(_given(spec))
     except (KeyError, TypeError, ValueError) as error:  # damaged, or of another version

@@ -59,8 +59,9 @@ def progress(root: Path) -> dict[str, Progress]:
     """
     every = specs.variants(saved_spec(root))
     begun = {name: saved_plan(root / name).plan for name in every if (root / name / "plan.json").is_file()}
-    fingerprint = next(iter(begun.values())).fingerprint if begun else ""
-    plans = {name: begun.get(name) or Plan(spec, fingerprint) for name, spec in every.items()}
+    known = next(iter(begun.values()), None)
+    data = ("", 0) if known is None else (known.fingerprint, known.n_train)
+    plans = {name: begun.get(name) or Plan(spec, *data) for name, spec in every.items()}
     store = open_folder(root / next(iter(begun)), None).store if begun else Store(root / "store")
     finished = {kind: store.finished(kind) for plan in plans.values() for kind in plan.counts()}
 

@@ -254,7 +254,7 @@ class _Bench:
             record = self._worker.store.read("train", step.key)
             if record is not None and record.status == "diverged":
                 return None
-            weights = self._weights(step.key) if record is not None else None
+            weights = self._weights(record, step.key) if record is not None else None
             if weights is None:
                 self.do(step)
                 return self._trained(seed)
@@ -264,10 +264,10 @@ class _Bench:
             self._seeds[seed] = TrainedSeed(seed, model, flat_parameters(model))
         return self._seeds[seed]
 
-    def _weights(self, key: str) -> dict[str, Any] | None:
+    def _weights(self, record: Record, key: str) -> dict[str, Any] | None:
+        """The weights to be measured; None if they were damaged or lost. Without an early stop the best ones."""
         wanted = self._worker.weights
-        folder = self._worker.store.folder("train", key)
-        if wanted == "early-stopped" and not (folder / f"{wanted}.safetensors").exists():
+        if wanted == "early-stopped" and "early_stopped_epoch" not in record.values:
             wanted = "best"
         return self._worker.store.arrays("train", key, wanted)
 

@@ -141,7 +141,29 @@ def _problem(raw: RawData) -> str:
             )
     if raw.sequences:
         return _sequence_problem(raw)
-    return "it has one class; give at least two" if raw.classes == 1 else ""
+    return "it has one class; give at least two" if raw.classes == 1 else _shape_problem(raw)
+
+
+def _shape_problem(raw: RawData) -> str:
+    """What no model could take, empty if nothing is: no numbers, test samples or means of another shape."""
+    for part, inputs in (("training", raw.train_inputs), ("test", raw.test_inputs)):
+        if inputs.dtype.kind not in "buif" or inputs.dtype.itemsize > 8:
+            return f"the {part} inputs are {inputs.dtype}; they must be real numbers of at most 64 bits"
+    for what, train, test in (
+        ("inputs", raw.train_inputs, raw.test_inputs),
+        ("targets", raw.train_targets, raw.test_targets),
+    ):
+        if train.shape[1:] != test.shape[1:]:
+            return (
+                f"a training sample has {what} of shape {train.shape[1:]} and a test sample of {test.shape[1:]}; "
+                "give both the same shape"
+            )
+    if any(len(each) not in (1, *raw.input_shape[:1]) for each in (raw.mean, raw.std)):
+        return (
+            f"mean and std hold {len(raw.mean)} and {len(raw.std)} numbers, and inputs have shape "
+            f"{raw.input_shape}; give one number, or one a channel"
+        )
+    return ""
 
 
 def _sequence_problem(raw: RawData) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lossatlas import registry
 from lossatlas.errors import FileError, UserError
 from lossatlas.settings import content_key
+from lossatlas.tasks.weights import counted
 
 CONTENT = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")  # all that is read
-SHOWN = 5  # names in a message
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
@@ -161,16 +161,11 @@ def _check_complete(model: Any, report: Mapping[str, Any], named: str, has_head:
         "of another shape": [name for name, *_ in report["mismatched_keys"] if counts(name)],
         "not of this model": [name for name in report["unexpected_keys"] if counts(name, is_its_own=is_body)],
     }
-    problems = [f"{len(names)} {what} ({_some(sorted(names))})" for what, names in wrong.items() if names]
-    if problems:
+    if problems := counted({what: sorted(names) for what, names in wrong.items()}):
         raise FileError(
-            f"The checkpoint {folder} does not fit its own config.json: of its weights {'; '.join(problems)}. "
+            f"The checkpoint {folder} does not fit its own config.json: of its weights {problems}. "
             "Fetch or write it again."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 class _OfImages(nn.Module):

@@ -13,6 +13,7 @@ from torch import nn
 
 from lossatlas import registry
 from lossatlas.errors import UserError
+from lossatlas.landscape.random_state import seeded
 from lossatlas.seeding import derive
 from lossatlas.specs import Model, Spec
 from lossatlas.tasks import from_torchvision, from_transformers
@@ -40,10 +41,8 @@ def build(
             "own as module:function."
         )
     function = _function(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "initialisation"))
-        with registry.blamed(f"model {name!r} with {options}"):
-            model = function(**_accepted(function, input_shape=tuple(input_shape), classes=classes), **options)
+    with seeded(derive(seed, "initialisation")), registry.blamed(f"model {name!r} with {options}"):
+        model = function(**_accepted(function, input_shape=tuple(input_shape), classes=classes), **options)
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
     return model

@@ -31,9 +31,7 @@ class Samples:
         self, inputs: NDArray[Any], targets: NDArray[Any], raw: RawData, device: torch.device | str = "cpu"
     ) -> None:
         self.sequences, self.tokenizer = raw.sequences, raw.tokenizer
-        # A read-only array is copied: PyTorch knows no such tensors and warns.
-        kept = torch.as_tensor(np.require(inputs, requirements="W"), device=device)
-        known = torch.as_tensor(np.require(targets, requirements="W"), device=device)
+        kept, known = _tensor(inputs, device), _tensor(targets, device)
         self.targets = known if known.is_floating_point() or raw.sequences else known.long()
         self._channels_last = kept.dim() == 4 and kept.device.type == "cpu"
         if self._channels_last:
@@ -81,6 +79,12 @@ class Samples:
         stop = len(self) - len(self) % size if drop_last else len(self)
         for start in range(0, stop, size):
             yield self._batch(inputs[start : min(start + size, stop)], targets[start : min(start + size, stop)])
+
+
+def _tensor(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    """A copy of an array that is read-only, runs backwards or has foreign bytes: tensors know none of these."""
+    native = np.require(array, dtype=array.dtype.newbyteorder("="), requirements="W")
+    return torch.as_tensor(native.copy() if min(native.strides, default=0) < 0 else native, device=device)
 
 
 def _cut(tokens: Tensor) -> Tensor:

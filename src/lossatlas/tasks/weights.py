@@ -7,8 +7,8 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 SHOWN = 5  # names a list in a message
 STEP_CHECKPOINT = "best.safetensors"  # what is taken of a step folder of a run's store
 PICKLE_MAGICS = (b"PK\x03\x04", b"\x80")  # torch.save today, and before version 1.6
+LONGEST_HEADER = 100_000_000  # bytes that safetensors allows
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,15 @@ class Weights:
     tensors: Mapping[str, Tensor]
     path: Path
     sha256: str  # of the file
-    notes: tuple[str, ...] = ()  # what was done to the names, to be told to the user
+    removed: tuple[str, ...] = ()  # the prefixes that all names have in the file, the outermost first
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the names, to be told to the user."""
+        count = len(self.tensors)
+        return tuple(
+            f"{self.path.name}: the prefix {each!r} of all {count} names was removed" for each in self.removed
+        )
 
 
 def read(path: Path) -> Weights:
@@ -42,8 +51,9 @@ def read(path: Path) -> Weights:
 
     The content tells the format, not the name. A `torch.save` file is read with `weights_only=True` and may hold a
     state_dict, alone or under "state_dict", "model_state_dict" or "model". Prefixes that DataParallel ("module.")
-    or torch.compile ("_orig_mod.") put before all names are removed, and `notes` says so. Raises FileError for a
-    missing or damaged file, one that holds anything but tensors in plain containers, and a step that diverged.
+    or torch.compile ("_orig_mod.") put before all names are removed, and `notes` says so; `fitted` puts back those
+    that belong to the model. Raises FileError for a missing or damaged file, one that holds anything but tensors
+    in plain containers, and a step that diverged.
     """
     path = _in_step(path) if path.is_dir() else path
     try:
@@ -54,14 +64,31 @@ def read(path: Path) -> Weights:
             "saved by torch.save, or a folder store/train/../KEY of a run."
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
-    pickled = content.startswith(PICKLE_MAGICS)
+    pickled = content.startswith(PICKLE_MAGICS) and not _is_safetensors(content)
     found = _from_torch(path, content) if pickled else _from_safetensors(path, content)
-    notes = []
-    for prefix in PREFIXES:
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-            notes.append(f"{path.name}: the prefix {prefix!r} of all {len(found)} names was removed")
-    return Weights(found, path, sha256, tuple(notes))
+    removed: list[str] = []
+    while prefix := _common_prefix(found):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        removed.append(prefix)
+    return Weights(found, path, sha256, tuple(removed))
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """That of a wrapper before all names; empty if there is none."""
+    return next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), "")
+
+
+def fitted(weights: Weights, own: Collection[str]) -> Weights:
+    """The weights with those of the removed prefixes put back that make names of a model, `own`, of theirs.
+
+    The weights of a model that keeps a network as `self.module` have that prefix themselves.
+    """
+    for start in range(len(weights.removed)):
+        back = "".join(weights.removed[start:])
+        if any(back + name in own for name in weights.tensors):
+            tensors = {back + name: tensor for name, tensor in weights.tensors.items()}
+            return replace(weights, tensors=tensors, removed=weights.removed[:start])
+    return weights
 
 
 def load(model: nn.Module, weights: Weights) -> None:
@@ -72,7 +99,7 @@ def load(model: nn.Module, weights: Weights) -> None:
     then unchanged.
     """
     own: dict[str, Tensor] = model.state_dict()
-    given = weights.tensors
+    given = fitted(weights, own).tensors
     there = {tensor.data_ptr() for name, tensor in own.items() if name in given and tensor.numel()}
     missing = [
         name
@@ -93,13 +120,21 @@ def load(model: nn.Module, weights: Weights) -> None:
     ]
     lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     lists["of another kind of number"] = of_other_kind
-    problems = [f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names]
-    if problems:
+    if problems := counted(lists):
         raise FileError(
             f"The weights {weights.path} are not those of this model: of its {len(own)} tensors and the file's "
-            f"{len(given)}, {'; '.join(problems)}. Give the model and options that they were trained with."
+            f"{len(given)}, {problems}. Give the model and options that they were trained with."
         )
     model.load_state_dict(dict(given), strict=False)
+
+
+def counted(lists: Mapping[str, Sequence[str]]) -> str:
+    """How many names each list has, and the first of them, by what is wrong with them; empty if nothing is."""
+    return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _in_step(folder: Path) -> Path:
@@ -120,6 +155,11 @@ def _in_step(folder: Path) -> Path:
     except files.Damaged as error:
         raise FileError(f"{error}. `lossatlas run` on its folder makes it again.") from error
     return path
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Whether it begins as such a file: the length of its header (which may look like a pickle), then `{`."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= LONGEST_HEADER
 
 
 def _from_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -155,7 +195,3 @@ def _from_torch(path: Path, content: bytes) -> dict[str, Tensor]:
             f"or under {', '.join(WRAPPERS)}."
         )
     return {str(name): tensor for name, tensor in loaded.items()}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

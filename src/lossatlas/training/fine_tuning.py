@@ -61,6 +61,7 @@ def start(model: nn.Module, recipe: Train) -> str:
 
 def _load(model: nn.Module, given: weights.Weights) -> str:
     own = model.state_dict()
+    given = weights.fitted(given, own)
     differing = [name for name in own if name in given.tensors and given.tensors[name].shape != own[name].shape]
     head = _layer([name for name, _ in model.named_parameters()][-1])
     if not differing or any(_layer(name) != head for name in differing):

@@ -16,6 +16,7 @@ from lossatlas.landscape.batches import Batch
 from lossatlas.landscape.checkpoints import Checkpoints, State
 from lossatlas.landscape.criterion import Criterion
 from lossatlas.landscape.descent import Walk
+from lossatlas.landscape.random_state import seeded
 from lossatlas.measures.jobs import Samples
 from lossatlas.seeding import derive
 from lossatlas.specs import EarlyStop, Train
@@ -80,8 +81,7 @@ def train(
     augment = Augmentation(recipe.augment, samples, seed) if recipe.augment else None
     generators = [order] if augment is None else [order, augment.generator]
     device = samples.targets.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive(seed, "dropout"))
+    with seeded(derive(seed, "dropout")):
         about = _begun(model, recipe)
         descent = _Descent(model.train(), samples, criterion, recipe, augment)
         walk = Walk(checkpoints, descent.state, sums=2, generators=generators, device=device)

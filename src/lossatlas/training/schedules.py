@@ -30,11 +30,19 @@ class Rates:
             return self.schedule.warmup_steps
         return max(1, round(self.schedule.warmup_epochs * self.per_epoch))
 
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs at the rate before each decay of `step`: the fraction `at` of all, rounded down.
+
+        0.29 of 100 is 28.999999999999996 in floating point, and means 29.
+        """
+        return tuple(math.floor(moment * self.epochs + 1e-9) for moment in self.schedule.moments)
+
     def _decay(self, step: int) -> float:
         schedule = self.schedule
         if schedule.name == "step":  # by whole epochs, so that none has two rates
             epoch = step // self.per_epoch + 1
-            return schedule.factor ** sum(epoch > moment * self.epochs for moment in schedule.moments)
+            return schedule.factor ** sum(epoch > milestone for milestone in self.milestones)
         if schedule.name == "cosine":
             over = max(0, step - self.warmup) / (self.epochs * self.per_epoch - self.warmup)
             return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * over)) / 2
@@ -45,9 +53,8 @@ class Rates:
 
 def rates(recipe: Train, samples: int) -> Rates:
     """The rates of a training on so many samples; raises UserError when it would end before its warm-up does."""
-    optimizer, batch_size = recipe.optimizer, recipe.batch_size
-    peak = optimizer.lr if optimizer.batch_ref is None else optimizer.lr * batch_size / optimizer.batch_ref
-    found = Rates(peak, recipe.schedule, recipe.epochs_on(samples), samples // batch_size)
+    batch_size = recipe.batch_size
+    found = Rates(recipe.lr, recipe.schedule, recipe.epochs_on(samples), samples // batch_size)
     steps = found.epochs * found.per_epoch
     if found.warmup >= steps:
         raise UserError(

@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
@@ -78,7 +80,8 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with _own_warnings_as_notes():
+                return function(*args, **kwargs)
         except UserError as error:
             note(f"Error: {error}")
             code = USER_MISTAKE
@@ -110,6 +113,25 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(code)
 
     return command
+
+
+@contextmanager
+def _own_warnings_as_notes() -> Iterator[None]:
+    """Within it, a warning of a class of lossatlas is a note, told once, without a path and a line of source."""
+    shown, told = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *further: Any) -> None:
+        if category.__module__.partition(".")[0] != "lossatlas":
+            shown(message, category, *further)
+        elif str(message) not in told:
+            told.add(str(message))
+            note(f"Note: {message}")
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:

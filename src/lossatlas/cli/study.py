@@ -56,7 +56,9 @@ def plan(study: Study) -> None:
         ["results", str(found.results)],
         ["time", f"about {duration(found.seconds[0])} in one process on this CPU"],
     ]
-    rows += [["not told", f"{', '.join(found.unknown)}: torchvision is missing"]] if found.unknown else []
+    if found.unknown:
+        why = models.torchvision_problem() or "they cannot be built here, and `lossatlas run` says why"
+        rows.append(["not told", f"{', '.join(found.unknown)}: {why}"])
     rows += [["reduced", study.reduced]] if study.reduced else []
     table(["plan", ""], rows)
 

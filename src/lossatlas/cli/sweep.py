@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from lossatlas.sweep.plan import Plan
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="A TOML file, a preset's name, or a run folder.", metavar="SPEC")
+    str,
+    typer.Argument(
+        help="A TOML file (or the spec.json of a run), a preset's name, or a run folder.", metavar="SPEC"
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -60,7 +63,7 @@ EngineOption = Annotated[
 def presets(
     name: Annotated[
         str | None,
-        typer.Argument(help="Print the TOML text of this one: the start of a spec of your own.", metavar="[NAME]"),
+        typer.Argument(help="Print the TOML text of this one: the start of a spec of your own.", metavar="NAME"),
     ] = None,
 ) -> None:
     """The named experiments, with the number of models they train and what that takes; or the text of one."""
@@ -85,7 +88,10 @@ def presets(
         "and of a GPU assumed to sustain 10 TFLOP/s. `lossatlas plan NAME` looks closer."
     )
     if any(row[-1].startswith(">") for row in rows):
-        note("After > the models that take torchvision are not counted, which is missing: see the extra `vision`.")
+        from lossatlas.tasks.models import torchvision_problem
+
+        why = torchvision_problem() or "`lossatlas plan NAME` names them"
+        note(f"After > the models that cannot be built here are not counted: {why}.")
 
 
 def _print_preset(name: str) -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from lossatlas import files, summary
-from lossatlas.figures.columns import column, trace_lines
+from lossatlas.figures.columns import column, has_trace_lines, trace_lines
 from lossatlas.figures.connectivity import connectivity
 from lossatlas.figures.curves import line, lines
 from lossatlas.figures.descent import descent
 from lossatlas.figures.expansions import expansion, loss_change, quadratic
 from lossatlas.figures.local import plot
-from lossatlas.figures.panels import Limits, panels
+from lossatlas.figures.panels import Limits, best_cell, panels
 from lossatlas.figures.phase_map import phase_map
+from lossatlas.figures.phase_maps import phase_maps
 from lossatlas.figures.probes import against_gaussians, angles, cosines, mined
 from lossatlas.figures.relations import comparison, connection
 from lossatlas.figures.spectra import density, smooth_density, spectrum
@@ -51,6 +51,7 @@ __all__ = [
     "panels",
     "path",
     "phase_map",
+    "phase_maps",
     "plot",
     "quadratic",
     "save",
@@ -74,31 +75,25 @@ def draw_all(
     title: str = "",
     over: xr.Dataset | None = None,
 ) -> dict[str, Figure]:
-    """All figures of a results tree and its labels by name.
+    """All maps of a results tree and its labels by name, over one load and one temperature axis.
 
-    They are `phase_map`, `panels`, and if it has curves `connectivity` (the error along them) and
-    `connectivity_loss`.
-    The phase map marks the cell of the best test accuracy. `title` stands above each of them; `over` are cells
-    whose values set the colour limits (see `panels`). Raises UserError as the figures do.
+    They are `phase_map`, `panels`, `trace_lines` where two loads and two temperatures have a Hessian trace, and
+    if there are curves `connectivity` (the error along them) and `connectivity_loss`. The phase map marks the cell
+    of the best test accuracy (of translations: BLEU). `title` stands above each of them; `over` are cells whose
+    values set the colour limits (see `panels`). Raises UserError as the figures do.
     """
     cells = summary.cells(tree)
+    best, best_of = best_cell(cells)
     drawn = {
-        "phase_map": phase_map(labels, best=_best(cells), title=title),
+        "phase_map": phase_map(labels, best=best, best_of=best_of, title=title),
         "panels": panels(cells, limits=limits, title=title, over=over),
     }
+    if has_trace_lines(cells):
+        drawn["trace_lines"] = trace_lines(cells, title=title)
     if "curves" in tree.children:
         drawn["connectivity"] = connectivity(tree, title=title)
         drawn["connectivity_loss"] = connectivity(tree, quantity="loss", title=title)
     return drawn
-
-
-def _best(cells: xr.Dataset) -> dict[str, float] | None:
-    """The cell of the best test accuracy, None if no cell has one."""
-    if "test_accuracy" not in cells or not np.isfinite(cells["test_accuracy"]).any():
-        return None
-    there = cells["test_accuracy"].argmax(...)
-    assert isinstance(there, dict)
-    return {str(dim): float(cells[dim].values[int(k)]) for dim, k in there.items()}
 
 
 def save(figure: Figure, path_stem: str | PathLike[str]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
+from lossatlas.figures.captions import explained
 from lossatlas.figures.grid import Scale, grid_of, prepare_x, scale_of
 from lossatlas.figures.style import (
     DECADES,
@@ -28,7 +30,8 @@ from lossatlas.figures.style import (
     number,
     styled,
 )
-from lossatlas.findings.columns import parted
+from lossatlas.findings.columns import SHARP, Place, parted, places
+from lossatlas.results import axes_of
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +42,7 @@ PANELS = (  # variable, its name on the axis
     ("mode_connectivity", "mc (%)"),
     ("cka", "CKA"),
 )
+_BLEU = ("bleu", "BLEU")  # of translation, in the place of the test error, as in [Yang2021] appendix D.4
 _WIDTH, _PANEL, _STRIP = 3.5, 0.95, 0.16  # inches
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -51,7 +55,8 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     Bands are one standard error to either side; where there is none (one seed, one curve) there is no band. The
     strip on top has the colour and the name of every cell's phase, and dotted lines mark the edges between I/II
     and III/IV. `peak` is the value of the axis at a double-descent peak: a dashed line through all panels. A
-    metric without values is called "not measured".
+    metric without values is called "not measured"; where BLEU was measured it stands in the place of the test
+    error. What the marks mean stands below.
 
     Raises UserError if the cells lie along no axis or several, or `peak` is no value of it.
     """
@@ -59,8 +64,9 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     cells = cells.sortby(scale.name)
     if peak is not None and float(peak) not in scale.values:
         raise UserError(f"peak={peak:g} is no value of {scale.name}: {', '.join(map(number, scale.values))}.")
-    top = 0.28 if title else 0.1
+    top = 0.1 + (0.08 if title else 0.0) + (0.1 if title and peak is not None else 0.0)
     height = top + _STRIP + len(PANELS) * _PANEL + 0.38
+    panels = (_BLEU, *PANELS[1:]) if np.isfinite(_floats(cells, "bleu")).any() else PANELS
     figure = Figure(figsize=(_WIDTH, height))
     layout = figure.add_gridspec(
         len(PANELS) + 1,
@@ -77,12 +83,13 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     strip = figure.add_subplot(layout[0])
     prepare_x(strip, scale, numbers=False)
     draw_strip(strip, scale, phases)
-    for place, (name, label) in enumerate(PANELS):
+    edges = _edges(scale, phases)
+    for place, (name, label) in enumerate(panels):
         axes = figure.add_subplot(layout[place + 1])
         prepare_x(axes, scale, numbers=place == len(PANELS) - 1)
         axes.set_ylabel(in_units(label, cells, name))
         axes.yaxis.set_label_coords(-0.115, 0.5)
-        for edge in _edges(scale, phases):
+        for edge in edges:
             axes.axvline(edge, color="#808080", linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1, gid="edge")
         if peak is not None:
             axes.axvline(place_on(scale, peak), gid="peak", **peak_style())
@@ -98,7 +105,13 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
             size=SMALL - 1,
             color=peak_style()["color"],
         )
-    return figure
+    return explained(
+        figure,
+        of_means(cells, {name: label.removesuffix(" (%)").removesuffix(" (nat)") for name, label in panels}),
+        "Dotted: between I or II and III or IV." if edges else "",
+        "Dashed: the peak of the double descent." if peak is not None else "",
+        "Hatched: no phase." if (phases == "").any() else "",
+    )
 
 
 @styled
@@ -107,7 +120,7 @@ def trace_lines(cells: xr.Dataset, *, title: str = "") -> Figure:
 
     `cells` is what `summary.cells` returns, over one load and one temperature axis. Bands are one standard error
     to either side; colours run from the smallest load (dark) to the largest (light), and markers change from line
-    to line. A cell without a trace leaves a gap.
+    to line. A cell without a trace leaves a gap. What the bands mean stands below.
 
     Raises UserError if the cells have another number of axes, or no trace.
     """
@@ -126,9 +139,41 @@ def trace_lines(cells: xr.Dataset, *, title: str = "") -> Figure:
         _line(axes, grid.temperature, values[k], errors[k], colours[k], _MARKERS[k % len(_MARKERS)], number(load))
     axes.set_xlabel(grid.temperature.label)
     axes.set_ylabel(r"$\ln \mathrm{tr}(H)$")
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     figure.legend(title=grid.load.label, title_fontsize=SMALL, loc="outside right upper", labelspacing=0.25)
-    return figure
+    return explained(figure, of_means(cells, {"ln_hessian_trace": r"$\ln \mathrm{tr}(H)$"}))
+
+
+def has_trace_lines(cells: xr.Dataset) -> bool:
+    """Whether two loads and two temperatures or more have a Hessian trace."""
+    known = np.isfinite(grid_of(cells).floats(cells, "ln_hessian_trace"))
+    return all(int(known.any(axis=axis).sum()) > 1 for axis in (0, 1))
+
+
+def through_third(labels: xr.Dataset) -> list[Place]:
+    """The columns with cells of Phase III and cells of I or II, those with most cells of III first.
+
+    They tell whether training to zero loss pays in Phase III ([Yang2021] Fig. 4).
+    """
+    phases = labels["phase"]
+    columns = [(at, phases.sel(at)) for at in places(labels, *axes_of(labels)[1])]
+    through = [(at, int((one == "III").sum())) for at, one in columns if one.isin(SHARP).any()]
+    return [at for at, count in sorted(through, key=lambda each: -each[1]) if count]
+
+
+def of_means(cells: xr.Dataset, names: Mapping[str, str], marks: str = "bands") -> str:
+    """What the values of a figure are, and what its `marks` are; `names` are the quantities and their labels."""
+    seeds = int(cells["n_ok"].max())
+    if seeds < 2:
+        return "One seed, so no standard errors."
+    same = int(cells["n_ok"].min()) == seeds
+    single = [
+        label
+        for name, label in names.items()
+        if np.isfinite(_floats(cells, name)).any() and not np.isfinite(_floats(cells, f"{name}_se")).any()
+    ]
+    without = f" (none of {' and '.join(single)}: a single value a cell)" if single else ""
+    return f"Means over {'' if same else 'up to '}{seeds} seeds; {marks}: one standard error to either side{without}."
 
 
 def place_on(scale: Scale, value: float) -> float:
@@ -205,7 +250,7 @@ def _line(
 
 def _floats(cells: xr.Dataset, name: str) -> Floats:
     if name not in cells:
-        return np.full(next(iter(cells.sizes.values())), np.nan)
+        return np.full(tuple(cells.sizes.values()), np.nan)
     return cells[name].values.astype(np.float64)
 
 

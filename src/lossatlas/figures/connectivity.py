@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lossatlas.errors import UserError
 from lossatlas.figures.captions import explained
 from lossatlas.figures.grid import Grid, grid_of, picked
-from lossatlas.figures.style import SMALL, TITLE, entitle, in_units, number, plain, styled
+from lossatlas.figures.style import SMALL, TITLE, entitle, number, plain, styled
 
 Floats = NDArray[np.float64]
 
@@ -83,7 +83,7 @@ def _mean_connectivity(tree: xr.DataTree, grid: Grid) -> tuple[Floats, str]:
     if "mode_connectivity" not in pairs:
         return np.full((len(grid.temperature.values), len(grid.load.values)), np.nan), ""
     means = grid.floats(pairs[["mode_connectivity"]].mean(("seed", "seed_b")), "mode_connectivity")
-    return means, in_units("(%)", pairs, "mode_connectivity").strip("()")
+    return means, "nat" if pairs["mode_connectivity"].attrs.get("units") == "nat" else "%"
 
 
 def _told(mc: float, unit: str) -> str:

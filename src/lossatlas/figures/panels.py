@@ -30,7 +30,7 @@ class Metric:
     title: str
     bar: str
     colours: str
-    published: tuple[float, float]
+    published: tuple[float, float] | None
     kind: Literal["linear", "centred", "decades"] = "linear"
 
 
@@ -43,6 +43,7 @@ METRICS = (
     Metric("cka", "CKA similarity", "CKA", "viridis", (0.3, 0.8)),
     Metric("distance", r"$\ell_2$ distance", r"$\Vert\theta-\theta'\Vert_2$", "viridis", (0.0, 100.0)),
 )
+_BLEU = Metric("bleu", "BLEU", "BLEU", "viridis", None)
 _SIZE = (7.2, 3.6)  # inches: a two-column figure
 
 
@@ -51,6 +52,8 @@ def panels(
     cells: xr.Dataset, *, limits: Limits = "data", title: str = "", over: xr.Dataset | None = None
 ) -> Figure:
     """The seven metrics of [Yang2021], figures 2 and 3, over load (rightwards) and temperature (upwards).
+
+    Of translations the first is BLEU, where it was measured, as in appendix D.4, else the test accuracy.
 
     `cells` is what `summary.cells` returns, over one load and one temperature axis. `limits` of the colours: those
     of the `data` (mode connectivity symmetric about 0; a training loss that spans more than a factor 30 on a
@@ -70,7 +73,7 @@ def panels(
     entitle(figure, title)
     layout = figure.add_gridspec(2, 4, **frame, wspace=0.58, hspace=0.29)
     any_hatched = False
-    for place, metric in enumerate(METRICS):
+    for place, metric in enumerate(metrics_of(cells if over is None else over)):
         row, column = divmod(place, 4)
         axes = figure.add_subplot(layout[row, column])
         # The last column has no panel below it, so its upper panel carries the numbers of the load.
@@ -94,6 +97,23 @@ def panels(
         corner = (layout[1, 3].get_position(figure).x0, frame["bottom"])
         figure.legend(handles=[no_value_key("no value")], loc="lower left", bbox_to_anchor=corner, borderaxespad=0)
     return figure
+
+
+def metrics_of(cells: xr.Dataset) -> tuple[Metric, ...]:
+    """The seven of these cells: how good models are is told by BLEU where it was measured, else by accuracy."""
+    has_bleu = "bleu" in cells and bool(np.isfinite(cells["bleu"]).any())
+    return (_BLEU, *METRICS[1:]) if has_bleu else METRICS
+
+
+def best_cell(cells: xr.Dataset) -> tuple[dict[str, float] | None, str]:
+    """The cell of the best test accuracy, or BLEU where it was measured, None if no cell has one; which of them."""
+    first = metrics_of(cells)[0]
+    named = "BLEU" if first is _BLEU else "test accuracy"
+    if first.name not in cells or not np.isfinite(cells[first.name]).any():
+        return None, named
+    there = cells[first.name].argmax(...)
+    assert isinstance(there, dict)
+    return {str(dim): float(cells[dim].values[int(k)]) for dim, k in there.items()}, named
 
 
 def _draw(axes: Axes, grid: Grid, metric: Metric, label: str, values: Floats, norm: Normalize) -> None:
@@ -127,7 +147,7 @@ def _draw(axes: Axes, grid: Grid, metric: Metric, label: str, values: Floats, no
 
 def colour_limits(metric: Metric, values: Floats, limits: Limits) -> Normalize:
     """Where the colours of a metric begin and end."""
-    if limits == "published":
+    if limits == "published" and metric.published is not None:
         return Normalize(*metric.published)
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())

@@ -41,6 +41,7 @@ def phase_map(
     best: Mapping[str, float] | None = None,
     min_probability: float = 0.9,
     min_margin: float = 0.1,
+    best_of: str = "test accuracy",
     title: str = "",
 ) -> Figure:
     """The phases of [Yang2021] over load (rightwards) and temperature (upwards).
@@ -50,7 +51,7 @@ def phase_map(
     has no transition, there is no line and a sentence says so. `title` stands above the map. Circles mark labels
     in doubt: a probability below `min_probability`, or a margin below `min_margin` (in MADs; the margin also
     covers what the probability holds fixed). Crosses mark cells with a status other than ok, hatching cells
-    without a phase, a star the cell `best` ({axis: value}).
+    without a phase, a star the cell `best` ({axis: value}), which is the best in `best_of`.
 
     Raises UserError if the labels have another number of axes, or `best` is no cell of theirs.
     """
@@ -64,10 +65,11 @@ def phase_map(
     marks = {
         "uncertain": _corners(grid, is_doubtful & (phases != ""), across=0.82),
         "not-ok": _corners(grid, (status != "ok") & (status != "missing"), across=0.18),
-        "best": _star(grid, best),
+        "best": star(grid, best),
     }
     doubt = f"probability < {number(min_probability)} or margin < {number(min_margin)}"
-    key = _key(lines, marks, doubt=doubt, has_holes=bool((phases == "").any()))
+    has_holes = bool((phases == "").any())
+    key = _key(lines, marks, doubt=doubt, best_of=best_of, has_holes=has_holes)
     height = _SIZE[1] + (TITLE if title else 0.0)
     figure = Figure(figsize=(_SIZE[0], height))
     sentences = _ROW * len(lines.sentences)
@@ -77,15 +79,12 @@ def phase_map(
     prepare(axes, grid)
     axes.set_xlabel(grid.names[0])
     axes.set_ylabel(grid.names[1])
-    _fill(axes, grid, phases)
-    _draw_lines(axes, lines)
+    fill_phases(axes, grid, phases)
+    draw_boundaries(axes, lines)
     for name, points in marks.items():
-        if len(points):
-            axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **_MARKS[name])
-    halo = [withStroke(linewidth=1.6, foreground="white")]
-    for phase, x, y, size in _names(phases, grid, inches_of(axes), marks["best"]):
-        text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
-        text.set_gid("name")
+        draw_marks(axes, name, points)
+    for name in names(phases, grid, inches_of(axes), marks["best"]):
+        draw_name(axes, *name)
     figure.legend(
         handles=key,
         loc="lower center",
@@ -102,7 +101,8 @@ def phase_map(
     return figure
 
 
-def _fill(axes: Axes, grid: Grid, phases: NDArray[Any]) -> None:
+def fill_phases(axes: Axes, grid: Grid, phases: NDArray[Any]) -> None:
+    """Cells in the colours of their phases, hatched where there is none."""
     names = list(PHASE_COLOURS)
     codes = np.array([[names.index(p) if p in names else -1 for p in row] for row in phases])
     axes.pcolormesh(
@@ -119,7 +119,8 @@ def _fill(axes: Axes, grid: Grid, phases: NDArray[Any]) -> None:
     hatch_cells(axes, grid, codes < 0)
 
 
-def _draw_lines(axes: Axes, lines: Boundaries) -> None:
+def draw_boundaries(axes: Axes, lines: Boundaries) -> None:
+    """A line a boundary, in the style of its name."""
     for boundary in lines.found:
         drawn = axes.contour(
             lines.x,
@@ -133,6 +134,12 @@ def _draw_lines(axes: Axes, lines: Boundaries) -> None:
         drawn.set_gid(boundary.name)
 
 
+def draw_marks(axes: Axes, name: str, points: NDArray[np.float64]) -> None:
+    """Marks of this name at these places (n, 2)."""
+    if len(points):
+        axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **_MARKS[name])
+
+
 def _corners(grid: Grid, where: NDArray[np.bool_], *, across: float) -> NDArray[np.float64]:
     """A place (n, 2) near the lower edge of every cell in `where`: names stand in the middle of cells."""
     rows, columns = np.nonzero(where)
@@ -142,7 +149,7 @@ def _corners(grid: Grid, where: NDArray[np.bool_], *, across: float) -> NDArray[
     return np.column_stack([grid.load.from_u(u), grid.temperature.from_u(v)])
 
 
-def _star(grid: Grid, best: Mapping[str, float] | None) -> NDArray[np.float64]:
+def star(grid: Grid, best: Mapping[str, float] | None) -> NDArray[np.float64]:
     """The place of the cell that is named by its values, (1, 2); (0, 2) if none is."""
     if best is None:
         return np.empty((0, 2))
@@ -161,22 +168,35 @@ def _key(
     marks: Mapping[str, NDArray[np.float64]],
     *,
     doubt: str,
+    best_of: str,
     has_holes: bool,
 ) -> list[Artist]:
     """The entries of the legend: the lines that are drawn, with their thresholds, then the marks that occur."""
-    entries: list[Artist] = []
-    for boundary in lines.found:
-        style = _LINES[boundary.name]
-        entries.append(Line2D([], [], color="black", linestyle=style, linewidth=_LINE_WIDTH, label=boundary.text))
-    texts = {"uncertain": doubt, "not-ok": "a seed or pair not ok", "best": "best test accuracy"}
-    for name, points in marks.items():
-        if len(points):
-            style = {**_MARKS[name], "markersize": min(_MARKS[name]["markersize"], SMALL)}
-            entries.append(Line2D([], [], linestyle="none", color="black", label=texts[name], **style))
+    entries: list[Artist] = [line_key(boundary.name, boundary.text) for boundary in lines.found]
+    texts = {"uncertain": doubt, "not-ok": "a seed or pair not ok", "best": f"best {best_of}"}
+    entries += [mark_key(name, texts[name]) for name, points in marks.items() if len(points)]
     return [*entries, no_value_key("no phase")] if has_holes else entries
 
 
-def _names(
+def line_key(name: str, text: str) -> Line2D:
+    """The legend's entry for the boundaries of this name."""
+    return Line2D([], [], color="black", linestyle=_LINES[name], linewidth=_LINE_WIDTH, label=text)
+
+
+def mark_key(name: str, text: str) -> Line2D:
+    """The legend's entry for the marks of this name."""
+    style = {**_MARKS[name], "markersize": min(_MARKS[name]["markersize"], SMALL)}
+    return Line2D([], [], linestyle="none", color="black", label=text, **style)
+
+
+def draw_name(axes: Axes, phase: str, x: float, y: float, size: float) -> None:
+    """The name of a region, readable on every colour."""
+    halo = [withStroke(linewidth=1.6, foreground="white")]
+    text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
+    text.set_gid("name")
+
+
+def names(
     phases: NDArray[Any], grid: Grid, inches: tuple[float, float], avoid: NDArray[np.float64]
 ) -> list[tuple[str, float, float, float]]:
     """Name, place and size for the largest region of every phase, and for each other that holds a letter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,10 @@ LONGEST_SHOWN = 60  # characters of a wrong value in a message
 
 
 def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Spec:
-    """Read a TOML file into a Spec; raises FileError or SpecError (all problems at once)."""
+    """Read a TOML file, or the spec.json of a run folder, into a Spec.
+
+    Raises FileError or SpecError (all problems at once).
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -28,7 +31,19 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Spec:
             f"The spec {path} cannot be read ({getattr(error, 'strerror', None) or error}). Give a TOML file, the "
             "name of a preset (see `lossatlas presets`) or a run folder."
         ) from error
-    return parse(text, str(path), overrides)
+    if path.suffix != ".json":
+        return parse(text, str(path), overrides)
+    return validate(overridden(_from_json(text, str(path)), overrides or {}), str(path))
+
+
+def _from_json(text: str, source: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise SpecError(source, [f"it is not valid JSON: {error}"]) from error
+    if not isinstance(raw, dict):
+        raise SpecError(source, ["it holds no table of keys"])
+    return raw
 
 
 def parse(text: str, source: str, overrides: Mapping[str, Any] | None = None) -> Spec:
@@ -64,7 +79,7 @@ def validate(raw: Mapping[str, Any], source: str) -> Spec:
         spec = Spec.model_validate_json(text)
     except ValidationError as error:
         found = error.errors()
-        lines = [_sentence(e) for e in found] + _further_problems(json.loads(text), [e["loc"] for e in found])
+        lines = sentences(found, _sentence) + _further_problems(json.loads(text), [e["loc"] for e in found])
         raise SpecError(source, lines) from None
     problems = checks.problems(spec)
     if problems:
@@ -95,7 +110,7 @@ def slurm_section(raw: Mapping[str, Any], source: str) -> Slurm:
     try:
         return Spec.model_validate_json(json.dumps({**_NEUTRAL, "slurm": raw}, default=str)).slurm
     except ValidationError as error:
-        raise SpecError(source, [_sentence(e) for e in error.errors()]) from None
+        raise SpecError(source, sentences(error.errors(), _sentence)) from None
 
 
 # Completes a spec that lacks required keys without giving the checks anything to complain about.
@@ -152,18 +167,46 @@ def _key(place: Sequence[str | int]) -> str:
 
 
 def _sentence(error: ErrorDetails) -> str:
-    where = _key(error["loc"]) or "the spec"
+    where = _key(error["loc"])
+    if error["type"] == "extra_forbidden" and error["loc"] == ("data",):
+        of_grids = "of the spec of a grid it is task.data, as in task.data.path"
+        return f"data: unknown key; {of_grids} (data.NAME.path is of a study)"
     if error["type"] == "extra_forbidden":
         allowed = _keys_at(error["loc"][:-1])
         return (
             f"{where}: unknown key; allowed are {', '.join(allowed)}{checks.hint(str(error['loc'][-1]), allowed)}"
         )
-    if error["type"] == "missing":
-        return f"{where}: missing; it must be given"
-    shown = shortened(json.dumps(error["input"]))
-    if error["type"] == "value_error":
-        return f"{where}: {shown} was given; {error['ctx']['error']}"
-    return f"{where}: {shown} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{where or 'the spec'}: {said(error)}"
+
+
+def sentences(errors: Sequence[ErrorDetails], sentence: Callable[[ErrorDetails], str]) -> list[str]:
+    """What is wrong with a section, a sentence each; of a list that is too short one, whatever it lacks."""
+    told: dict[Any, str] = {}
+    for error in errors:
+        if error["type"] == "missing" and isinstance(error["loc"][-1], int):
+            *place, last = error["loc"]
+            error = {**error, "type": "too_short", "loc": tuple(place), "ctx": {"min_length": last + 1}}
+        told[error["loc"], error["type"]] = sentence(error)
+    return list(told.values())
+
+
+def said(error: ErrorDetails) -> str:
+    """What is wrong with a value, in plain words, without the key."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return "missing; it must be given"
+    if kind in ("too_short", "too_long"):
+        count, bound = (context["min_length"], "least") if kind == "too_short" else (context["max_length"], "most")
+        allowed = f"give at {bound} {count} value{'s' * (count > 1)}"
+    elif kind in ("tuple_type", "list_type"):
+        is_text = isinstance(error["input"], str) and error["input"].startswith("[")
+        quoted = """ whose texts stand in double quotes, in a shell as '["a", "b"]'""" if is_text else ""
+        allowed = f"input should be a list{quoted or ', such as [1, 2]'}"
+    elif kind == "value_error":
+        allowed = str(context["error"])
+    else:
+        allowed = f"{error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{shortened(json.dumps(error['input']))} was given; {allowed}"
 
 
 def shortened(given: str) -> str:

@@ -99,6 +99,7 @@ def parquet(folder: Path, split: str, image: str, label: str) -> Part | None:
     labels = []
     for path in paths:
         with reading(path), pyarrow.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names, image, label)
             labels.append(np.asarray(file.read(columns=[label])[label], dtype=np.int64))
 
     def encoded(rows: IntArray) -> Iterator[Encoded]:
@@ -112,6 +113,14 @@ def parquet(folder: Path, split: str, image: str, label: str) -> Part | None:
                         yield _from_cell(f"{path}, row {row}", cell)
 
     return Part(np.concatenate(labels), encoded)
+
+
+def _check_columns(path: Path, found: Sequence[str], *needed: str) -> None:
+    if not set(needed) <= set(found):
+        raise FileError(
+            f"{path} has the columns {', '.join(found)}, and {', '.join(needed)} are needed: it is probably another "
+            f"data set. Mend the name of the data, or their path: {DATA_PATH}."
+        )
 
 
 def _cells(file: Any, column: str, rows: IntArray) -> Iterator[tuple[int, Any]]:

@@ -155,6 +155,8 @@ def imagenet(path: str | None = None, limit: int | None = None) -> RawData:
 def load(which: ImageSet, path: str | None, limit: int | None) -> RawData:
     """The images of a row of the table; raises FileError, and UserError if the extra is missing."""
     train, test = _from_hub(which) if path is None else _from_folder(which, Path(path))
+    for part in filter(None, (train, test)):
+        _check_labels(which, part)
     rows = _order(which, len(test.labels))
     notes: tuple[str, ...] = ()
     if train is None:
@@ -188,6 +190,19 @@ def _from_folder(which: ImageSet, folder: Path) -> Parts:
         f"Face layout, or {', '.join(which.archive.names)} as the authors publish them; {_found(folder)}. Mend "
         f"the path: {DATA_PATH} (of the first two, also as --set KEY=FOLDER)."
     )
+
+
+def _check_labels(which: ImageSet, part: Part) -> None:
+    """Raise FileError for a label that is no class of the data set, with the place of the first."""
+    classes = which.facts.classes
+    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= classes))
+    if len(wrong):
+        image = next(part.images(wrong[:1]))
+        place = image.name if isinstance(image, Encoded) else f"Image {wrong[0]}"
+        raise FileError(
+            f"{place} has the label {part.labels[wrong[0]]}, and {which.title} has {classes} classes, from 0 to "
+            f"{classes - 1}: the files are probably those of another data set. Mend the path: {DATA_PATH}."
+        )
 
 
 def _found(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -72,6 +73,20 @@ def pinned_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
             found: dict[str, Any] = library.pinned(name, options)
             return found
     return options
+
+
+def torchvision_problem() -> str:
+    """Why no model of torchvision can be built here: it is missing, or what its import says; empty if it is there."""
+    try:
+        importlib.import_module("torchvision.models")
+    except Exception as error:  # beside a PyTorch of another build it may be any
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
+            return "torchvision is missing, see the extra `vision`"
+        return (
+            f"torchvision is installed, but its import says {type(error).__name__}: {error}; install the pair of "
+            "PyTorch and torchvision that belongs together, see https://pytorch.org"
+        )
+    return ""
 
 
 def _function(name: str) -> Callable[..., Any]:

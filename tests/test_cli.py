@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import xarray as xr
 import command
 from command import TINY, Finished
 from lossatlas import presets, results
+from lossatlas.cli.output import guarded
+from lossatlas.landscape.kernels import PlainMathsWarning
 
 ROOT = os.geteuid() == 0
 
@@ -49,6 +53,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ('train.epochs="many"', ["train.epochs", '"many" was given', "integer"]),
         ("train.epochs=-1", ["train.epochs", "-1 was given", "greater than or equal to 1"]),
         ("train.epochs=0", ["train.epochs", "0 was given"]),
+        ("train.augment=[flap]", ['train.augment: "[flap]" was given', "texts stand in double quotes"]),
+        ("seeds=3", ["seeds: 3 was given; input should be a list, such as [1, 2]\n"]),
+        (
+            "data.cifar10.path=x",
+            ["data: unknown key; of the spec of a grid it is task.data, as"],
+        ),
         ("seeds=[]", ["seeds", "at least one"]),
         ("load.width=[]", ["load.width", "empty"]),
         ("load.width=[2.5]", ["load.width", "2.5 was given", "integers"]),
@@ -219,7 +229,8 @@ def test_a_full_disk_is_told(size: int, engine: str, tmp_path: Path) -> None:
     if not ROOT or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
-        full = command.run(tmp_path, "run", TINY, "--out", disk / "run", "--engine", engine, "--workers", 2)
+        workers = ("--workers", 2) if engine == "processes" else ()
+        full = command.run(tmp_path, "run", TINY, "--out", disk / "run", "--engine", engine, *workers)
         assert full.code == 2, full
         assert "Traceback" not in full.err
         assert "the disk is full" in full.err
@@ -291,6 +302,117 @@ def test_presets_are_listed(tmp_path: Path) -> None:
     assert fig3["axes"] == "14 width x 15 batch_size"
 
 
+@pytest.mark.parametrize("name", ["yang2021/fig7", "xu2024/fig7", "xu2024/_models"])
+def test_the_text_of_a_preset_is_printed_with_its_comments(name: str, tmp_path: Path) -> None:
+    done = command.run(tmp_path, "presets", name)
+    assert (done.code, done.out) == (0, presets.text(name))
+    assert done.out.startswith("# ")
+    assert ("lossatlas presets xu2024/_models" in done.err) == (name == "xu2024/fig7")
+
+
+def test_the_text_of_a_preset_is_the_start_of_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(command.run(tmp_path, "presets", "digits").out)
+    mine, named = (command.run(tmp_path, "plan", source, "--scale", 0.5) for source in ("mine.toml", "digits"))
+    assert mine.code == 0, mine.err
+    assert _without_time(mine.out) == _without_time(named.out)
+
+
+def _without_time(table: str) -> list[str]:
+    return [line for line in table.splitlines() if not line.startswith("time\t")]
+
+
+def test_the_text_of_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    refused = command.run(tmp_path, "presets", "fig7")
+    assert_refused(refused, "no preset 'fig7'", "Did you mean yang2021/fig7 or xu2024/fig7?")
+
+
+def test_the_spec_of_a_run_folder_is_a_spec(finished: Path, tmp_path: Path) -> None:
+    of_file, of_folder = (command.run(tmp_path, "plan", source) for source in (finished / "spec.json", finished))
+    assert of_file.code == 0, of_file.err
+    assert _without_time(of_file.out) == _without_time(of_folder.out)
+    more = command.run(tmp_path, "plan", finished / "spec.json", "--set", "seeds=[0,1,2]")
+    assert "models\t12\n" in more.out
+    wrong = command.run(tmp_path, "plan", finished / "spec.json", "--set", "train.epoch=3")
+    assert_refused(wrong, "spec.json has 1 problem", "train.epoch: unknown key", "Did you mean epochs?")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('{"name": ', "it is not valid JSON: Expecting value: line 1"), ("[]", "no table"), ("{}", "load: missing")],
+)
+def test_json_that_is_no_spec_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(text)
+    assert_refused(command.run(tmp_path, "plan", "spec.json"), "spec.json has", words)
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_folder_is_not_scaled(verb: str, finished: Path, tmp_path: Path) -> None:
+    before = command.steps_done(finished / "store")
+    assert_refused(command.run(tmp_path, verb, finished, "--scale", 0.03), "--scale 0.03", "--out")
+    assert command.steps_done(finished / "store") == before
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    assert_refused(command.run(tmp_path, verb, "study", "--scale", 0.5), "--scale 0.5", "folder study")
+
+
+def test_what_is_scaled_already_is_not_scaled_again(tmp_path: Path) -> None:
+    spec = json.loads(json.dumps(tomllib.loads(TINY.read_text())))
+    (tmp_path / "spec.json").write_text(json.dumps({**spec, "reduced": "scaled by 0.5 (seeds 2/3)"}))
+    assert command.run(tmp_path, "plan", "spec.json").code == 0
+    assert_refused(command.run(tmp_path, "plan", "spec.json", "--scale", 0.5), "scaled by 0.5 (seeds 2/3)")
+
+
+def test_worker_processes_are_refused_where_none_are_started(tmp_path: Path) -> None:
+    for spec, engine, option in (
+        (TINY, "inline", "--workers"),
+        ("xu2024/fig7", "inline", "--per-gpu"),
+        (TINY, "slurm", "--workers"),
+    ):
+        given = ["--engine", engine] if engine == "slurm" else []
+        refused = command.run(tmp_path, "run", spec, option, 2, *given)
+        assert_refused(refused, f"{option} 2", f"the engine is {engine}", "--engine processes")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_worker_processes_takes_another_number(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    for call in (["--engine", "processes", "--per-gpu", 1], ["--workers", 2]):  # the folder remembers
+        done = command.run(tmp_path, "run", "copy", *call)
+        assert done.code == 0, done.err
+    kept = json.loads((tmp_path / "copy" / "engine.json").read_text())
+    assert (kept["name"], kept["workers"], kept["per_gpu"]) == ("processes", 2, 1)
+
+
+def test_the_help_says_what_shrinks_and_when(tmp_path: Path) -> None:
+    told = " ".join(command.run(tmp_path, "run", "--help").out.split())
+    assert "axes, seeds, epochs, samples, test samples and a model's width" in told
+    assert "It comes after --set" in told
+
+
+def test_our_own_warnings_are_notes_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @guarded
+    def works() -> None:
+        warnings.warn("plain operations are used", PlainMathsWarning, stacklevel=1)
+        warnings.warn(
+            "plain operations are used", PlainMathsWarning, stacklevel=1
+        )  # another line, as another step
+        warnings.warn("somebody else's", UserWarning, stacklevel=2)
+
+    others: list[str] = []
+    with warnings.catch_warnings(), monkeypatch.context() as patched:
+        warnings.simplefilter("always")
+        patched.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
+        shown = warnings.showwarning
+        works()
+        assert warnings.showwarning is shown
+    assert capsys.readouterr().err == "Note: plain operations are used\n"
+    assert others == ["somebody else's"]
+    with pytest.warns(PlainMathsWarning):  # of the library it stays a warning
+        warnings.warn("plain operations are used", PlainMathsWarning, stacklevel=1)
+
+
 def test_the_version_is_told(tmp_path: Path) -> None:
     done = command.run(tmp_path, "--version")
     assert (done.code, done.out.strip().count(".")) == (0, 2)
@@ -310,6 +432,7 @@ def test_a_model_of_ones_own_is_found_in_the_current_folder(tmp_path: Path) -> N
 
 CALLS = [
     ["--help"],
+    ["presets", "digits"],
     ["run", "--help"],
     ["status", "RUN"],
     ["phases", "RUN"],

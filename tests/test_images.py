@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,13 +334,34 @@ def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
         data.load("cifar10", str(folder))
     splits = {"train": ([b""], np.array([0])), "test": ([b""], np.array([0]))}
     other = folders.write_parquet(tmp_path / "other", splits, "image", "label", files=1)
-    with pytest.raises(FileError, match=r"train-00000-of-00001\.parquet cannot be read.*img"):
+    columns = r"has the columns image, coarse_label, label, and img, label are needed: it is probably another"
+    with pytest.raises(FileError, match=rf"train-00000-of-00001\.parquet {columns}.*task\.data\.path"):
         data.load("cifar10", str(other))
     large = encoded(np.zeros((40, 30, 3), np.uint8), "PNG")
     splits = {"train": ([large], np.array([0])), "test": ([large], np.array([0]))}
     other = folders.write_parquet(tmp_path / "large", splits, "img", "label", files=1)
     with pytest.raises(FileError, match="row 0 has 30 x 40 pixels; those of CIFAR-10 have 32 x 32"):
         data.load("cifar10", str(other))
+
+
+def test_another_data_set_is_told_by_its_columns(tmp_path: Path) -> None:
+    folder = SMALL[0].parquet(tmp_path)
+    with pytest.raises(FileError, match="columns img, coarse_label, label, and img, fine_label are needed"):
+        data.load("cifar100", str(folder))
+
+
+def test_labels_that_are_no_classes_are_told_with_their_place(tmp_path: Path) -> None:
+    given = SMALL[0]
+    pixels, targets = given.test
+    wrong = replace(given, test=(pixels, np.where(np.arange(len(targets)) == 5, 57, targets % 10)))
+    told = "has the label 57, and CIFAR-10 has 10 classes, from 0 to 9"
+    with pytest.raises(FileError, match=rf"test-00001-of-00002\.parquet, row 1 {told}"):
+        data.load("cifar10", str(wrong.parquet(tmp_path / "hub")))
+    with pytest.raises(FileError, match=f"Image 5 {told}"):
+        data.load("cifar10", str(write_cifar10(tmp_path / "original", wrong)))
+    below = replace(given, train=(given.train[0], given.train[1] - 1 - given.train[1].min()))
+    with pytest.raises(FileError, match="has the label -1, and CIFAR-10 has 10 classes"):
+        data.load("cifar10", str(below.parquet(tmp_path / "below")))
 
 
 def test_lists_of_birds_that_do_not_fit_are_told(tmp_path: Path) -> None:

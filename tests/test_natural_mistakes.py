@@ -1,7 +1,9 @@
 """What people naturally try from Python: it works, or a UserError says what to write instead."""
 
 import functools
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import lossatlas as la
+from lossatlas.cli import study as commands
 from lossatlas.errors import UserError
 from lossatlas.landscape import mining_checks
+from lossatlas.studies import reading
+from lossatlas.tasks import models
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -55,6 +60,35 @@ MISTAKES: list[tuple[str, Callable[[], Any]]] = [
 def test_a_mistake_is_told_with_the_way_out(words: str, call: Callable[[], Any]) -> None:
     with pytest.raises(UserError, match=re.compile(words, re.DOTALL)):
         call()
+
+
+def forget_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_torchvision_that_is_missing_or_cannot_be_imported_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = reading.read("xu2024/fig17", {"study.models": ["mobilenetv2"]})
+    forget_torchvision(monkeypatch)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert models.torchvision_problem() == "torchvision is missing, see the extra `vision`"
+    monkeypatch.delitem(sys.modules, "torchvision")
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = "torchvision is installed, but its import says RuntimeError: operator nms does not exist; install the"
+    assert told in models.torchvision_problem()
+    commands.plan(study)
+    assert f"not told\tmobilenetv2: {told}" in capsys.readouterr().out
+    (tmp_path / "torchvision" / "__init__.py").write_text("import no_such_module\n")
+    importlib.invalidate_caches()
+    assert "its import says ModuleNotFoundError: No module named 'no_such_module'" in models.torchvision_problem()
+    (tmp_path / "torchvision" / "__init__.py").write_text("")
+    (tmp_path / "torchvision" / "models.py").write_text("")
+    assert not models.torchvision_problem()
+    forget_torchvision(monkeypatch)
 
 
 def test_a_direction_serves_wherever_a_vector_does() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lossatlas.cli import explore, findings, local, pair, report, status, sweep
+from lossatlas.cli import explore, findings, local, pair, presets, report, status, sweep
 from lossatlas.cli.output import say
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text, so that nothing is wrapped or cut when piped
 )
-app.command()(sweep.presets)
+app.command()(presets.presets)
 app.command()(sweep.plan)
 app.command()(sweep.run)
 app.command()(status.status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,11 @@ from lossatlas.errors import FileError, UserError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
+
+    from lossatlas.findings.columns import Place
+
+_MOST_SLICES = 3
 
 Source = Annotated[
     Path,
@@ -69,7 +75,7 @@ def figures(
     auto: AutoOption = None,
     limits: Annotated[str, typer.Option(help="Colour limits: data, or published as in [Yang2021].")] = "data",
 ) -> None:
-    """Draw the phase map, the seven panels and the connectivity curves, as PDF and PNG."""
+    """Draw phase maps, the seven panels, traces, slices through Phase III and connectivity curves (PDF, PNG)."""
     if limits not in ("data", "published"):
         raise UserError(f"--limits {limits!r} is unknown. Allowed are data and published.")
     tree = opened(source)
@@ -159,23 +165,53 @@ def lacking(tree: xr.DataTree) -> str:
 def draw(
     tree: xr.DataTree, labels: xr.Dataset, folder: Path, *, limits: Literal["data", "published"] = "data"
 ) -> list[Path]:
-    """Draw all figures of results into a folder, a set for every value of further load axes; returns the files."""
+    """Draw all figures of results into a folder; returns the files."""
+    from lossatlas import figures as figures_
+    from lossatlas.figures.captions import captioned
+
+    written = []
+    lacks = lacking(tree)
+    for name, figure in _every_figure(tree, labels, limits):
+        written += figures_.save(captioned(figure, lacks) if lacks else figure, folder / name)
+    return written
+
+
+def _every_figure(
+    tree: xr.DataTree, labels: xr.Dataset, limits: Literal["data", "published"]
+) -> Iterator[tuple[str, Figure]]:
+    """A set for every value of further load axes, the phase maps of all of them, the slices through Phase III."""
     from lossatlas import figures as figures_
     from lossatlas import summary
-    from lossatlas.figures.captions import captioned
+    from lossatlas.figures.grid import place_title
     from lossatlas.findings import columns
     from lossatlas.results import axes_of
 
-    written = []
     load, temperature = axes_of(labels)
-    slices = columns.places(labels, load[0], *temperature)  # one of nothing where there is one load
-    lacks = lacking(tree)
-    over = summary.cells(tree) if len(slices) > 1 else None  # the same colours for the same values in all slices
-    for at in slices:
+    planes = columns.places(labels, load[0], *temperature)  # one of nothing where there is one load
+    cells = summary.cells(tree)
+    over = cells if len(planes) > 1 else None  # the same colours for the same values in all planes
+    for at in planes:
         part = tree.map_over_datasets(lambda group, at=at: group.sel(at) if set(at) <= set(group.dims) else group)
-        title = columns.place_title(at)
+        title = place_title(at, labels)
         drawn = figures_.draw_all(part, labels.sel(at), limits=limits, title=title, over=over)
         for name, figure in drawn.items():
-            whole = captioned(figure, lacks) if lacks else figure
-            written += figures_.save(whole, folder / f"{name}{columns.place_suffix(at)}")
-    return written
+            yield f"{name}{columns.place_suffix(at)}", figure
+    if len(planes) > 1:
+        yield "phase_maps", figures_.phase_maps(labels, cells=cells)
+    for at in slices_through_third(labels):
+        figure = figures_.column(columns.cut(cells, labels, at), title=place_title(at, labels))
+        yield f"slice{columns.place_suffix(at)}", figure
+
+
+def slices_through_third(labels: xr.Dataset) -> list[Place]:
+    """The columns through Phase III that are drawn, those with most of it; a note says if there are more."""
+    from lossatlas.figures.columns import through_third
+
+    found = through_third(labels)
+    if len(found) > _MOST_SLICES:
+        other = ",".join(f"{name}={value:g}" for name, value in found[_MOST_SLICES].items())
+        note(
+            f"{len(found)} columns pass through Phase III; slices are drawn of the {_MOST_SLICES} with most. "
+            f"`lossatlas findings SOURCE --out DIR --at {other}` draws another."
+        )
+    return found[:_MOST_SLICES]

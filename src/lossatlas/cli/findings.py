@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lossatlas.cli.explore import AutoOption, OutOption, SetOption, Source, labelled, lacking, note_rule, opened
+from lossatlas.cli.explore import (
+    AutoOption,
+    OutOption,
+    SetOption,
+    Source,
+    labelled,
+    lacking,
+    note_rule,
+    opened,
+    slices_through_third,
+)
 from lossatlas.cli.output import guarded, note, say, strict_json, table
 from lossatlas.errors import UserError
 
@@ -55,7 +65,8 @@ def findings(
     tree = opened(source)
     labels = labelled(tree, settings, auto=auto)
     evidence = Evidence(tree, labels, against=None if against is None else opened(against))
-    slices = [columns.cut(evidence.cells, labels, _place(text)) for text in at or []]
+    asked = [_place(text) for text in at or []]
+    slices = [columns.cut(evidence.cells, labels, place) for place in asked]
     checked = claims.check(evidence)
     best = columns.best_of_columns(tree, labels)
     descents = double_descent.search(tree, labels)
@@ -66,9 +77,7 @@ def findings(
     note_rule(labels)
     if out is not None:
         _write_tables(out, evidence.cells, labels, checked, best, descents, lacks=lacking(tree))
-        for text, cells in zip(at or [], slices, strict=True):
-            _draw_slice(out, cells, _place(text), descents, tree)
-        _draw(out, evidence.cells, labels, descents, tree)
+        _draw(out, evidence.cells, labels, descents, asked, tree)
         note(f"written: {out}")
 
 
@@ -152,24 +161,32 @@ def _write_tables(
 
 
 def _draw(
-    folder: Path, cells: xr.Dataset, labels: xr.Dataset, descents: Sequence[Descent], tree: xr.DataTree
+    folder: Path,
+    cells: xr.Dataset,
+    labels: xr.Dataset,
+    descents: Sequence[Descent],
+    asked: Sequence[Place],
+    tree: xr.DataTree,
 ) -> None:
-    """The traces against the temperature, and every slice that shows double descent."""
-    import numpy as np
-
+    """The traces against the temperature, the slices asked for, and those with double descent or Phase III."""
     from lossatlas import figures
+    from lossatlas.figures.columns import has_trace_lines
+    from lossatlas.figures.grid import place_title
     from lossatlas.findings import columns
     from lossatlas.results import axes_of
 
     load, temperature = axes_of(labels)
     for at in columns.places(labels, load[0], *temperature):
         part = cells.sel(at)
-        if "ln_hessian_trace" in part and np.isfinite(part["ln_hessian_trace"]).any():
-            figure = figures.trace_lines(part, title=columns.place_title(at))
+        if has_trace_lines(part):
+            figure = figures.trace_lines(part, title=place_title(at, labels))
             _save(figure, tree, folder / f"trace_lines{columns.place_suffix(at)}")
-    for descent in descents:
-        if descent.found == "yes":
-            _draw_slice(folder, columns.cut(cells, labels, descent.at), descent.at, descents, tree)
+    with_descent = [each.at for each in descents if each.found == "yes"]
+    drawn: list[Place] = []
+    for at in (*asked, *with_descent, *slices_through_third(labels)):
+        if at not in drawn:
+            drawn.append(at)
+            _draw_slice(folder, columns.cut(cells, labels, at), at, descents, tree)
 
 
 def _draw_slice(
@@ -177,9 +194,10 @@ def _draw_slice(
 ) -> None:
     """All metrics of a slice, and where it was searched for double descent its errors."""
     from lossatlas import figures
+    from lossatlas.figures.grid import place_title
     from lossatlas.findings import columns
 
-    title, suffix = columns.place_title(at), columns.place_suffix(at)
+    title, suffix = place_title(at, cells), columns.place_suffix(at)
     searched = next((each for each in descents if each.at == at), None)
     peak = searched.peak if searched and searched.found == "yes" else None
     figure = figures.column(cells, peak=peak, title=title)

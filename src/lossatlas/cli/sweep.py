@@ -1,4 +1,4 @@
-"""`presets`, `plan`, `run`, `worker`: from a spec to results."""
+"""`plan`, `run`, `worker`, `cancel`: from a spec to results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lossatlas.registry import Facts
     from lossatlas.studies.schema import Study
     from lossatlas.sweep.engine import Engine
-    from lossatlas.sweep.flops import Machine
     from lossatlas.sweep.plan import Plan
 
 SourceArgument = Annotated[
@@ -39,9 +38,9 @@ SetOption = Annotated[
 ScaleOption = Annotated[
     float | None,
     typer.Option(
-        help="Shrink a preset or a spec file to about this fraction: axes, seeds, epochs, samples, test samples and "
-        "a model's width; of a study models, epochs, images, widths and all sizes. It comes after --set: what is "
-        "given there shrinks, too."
+        help="Shrink a preset or a spec file to about this fraction: axes, seeds, epochs, samples, test samples "
+        "and a model's width; of a study models, epochs, images, widths and all sizes. It comes after --set: what "
+        "is given there shrinks, too."
     ),
 ]
 StoreOption = Annotated[
@@ -57,67 +56,6 @@ EngineOption = Annotated[
         "cluster [default: as the run folder was last worked on, else inline]."
     ),
 ]
-
-
-@guarded
-def presets(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Print the TOML text of this one: the start of a spec of your own.", metavar="NAME"),
-    ] = None,
-) -> None:
-    """The named experiments, with the number of models they train and what that takes; or the text of one."""
-    if name is not None:
-        _print_preset(name)
-        return
-    from lossatlas.cli import study
-    from lossatlas.cli.progress import Stages
-    from lossatlas.sweep import flops
-
-    machines = flops.this_machine(), flops.GPU
-    grids, studies = presets_.names(), presets_.studies()
-    rows = []
-    with Stages() as progress:
-        counted = progress.stage("counting operations")
-        for name in (*grids, *studies):
-            rows.append(study.preset_row(name, *machines) if name in studies else _preset_row(name, *machines))
-            counted(len(rows), len(grids) + len(studies))
-    table(["name", "task", "axes", "seeds", "models", "epochs", "one core here", "one GPU"], rows)
-    note(
-        "Times are from the operations counted: of one process at the speed of a small ResNet18 measured here, "
-        "and of a GPU assumed to sustain 10 TFLOP/s. `lossatlas plan NAME` looks closer."
-    )
-    if any(row[-1].startswith(">") for row in rows):
-        from lossatlas.tasks.models import torchvision_problem
-
-        why = torchvision_problem() or "`lossatlas plan NAME` names them"
-        note(f"After > the models that cannot be built here are not counted: {why}.")
-
-
-def _print_preset(name: str) -> None:
-    """The file of a preset as it is: its comments say what was chosen where the papers are silent."""
-    if name not in presets_.texts():
-        raise UserError(f"There is no preset {name!r}. {_presets_for(name)}")
-    say(presets_.text(name).rstrip("\n"))
-    folder = name.split("/")[0]
-    if name in presets_.studies():
-        shared = f"{folder}/{presets_.SHARED}"
-        note(f"All studies share a recipe, data and models, which stand in `lossatlas presets {shared}`.")
-
-
-def _preset_row(name: str, *machines: Machine) -> list[str]:
-    """What `presets` tells of a grid."""
-    from lossatlas.cli import variants
-    from lossatlas.sweep import flops
-
-    spec = specs.parse(presets_.text(name), f"preset {name}")
-    facts, plans = variants.plans(spec)
-    models, epochs = len(plans[0]) * len(spec.seeds), _epochs(plans[0], facts)
-    axes = " x ".join(f"{len(axis.values)} {axis.name}" for axis in spec.axes)
-    task = f"{spec.task.model.name} on {spec.task.data.name}"
-    costs = [flops.costs_on(machine) for machine in machines]
-    times = [duration(variants.together(plans, facts, each).seconds) for each in costs]
-    return [name, task, axes, str(len(spec.seeds)), str(models), str(epochs), *times]
 
 
 @guarded
@@ -286,9 +224,11 @@ def _spec(source: str, settings: list[str] | None, scale: float | None) -> Spec:
     elif path.is_file():
         spec = specs.read(path, overrides)
     else:
-        raise FileError(f"{source!r} is neither a file, nor a folder, nor a preset. {_presets_for(source)}")
+        raise FileError(f"{source!r} is neither a file, nor a folder, nor a preset. {presets_for(source)}")
     if scale is not None and spec.reduced:
-        raise UserError(f"--scale {scale:g} was given, and {source} is smaller already: {spec.reduced}. Leave it out.")
+        raise UserError(
+            f"--scale {scale:g} was given, and {source} is smaller already: {spec.reduced}. Leave it out."
+        )
     return spec if scale is None else specs.scaled(spec, scale)
 
 
@@ -296,12 +236,13 @@ def _check_scaled(path: Path, scale: float | None) -> None:
     """Refuse to scale a folder: what it holds was made at its own size."""
     if scale is not None and path.is_dir():
         raise UserError(
-            f"--scale {scale:g} was given for the folder {path}, which has a size of its own; --scale is for a preset "
-            "or a spec file. Leave it out to continue the folder, or give its preset or spec file and another --out."
+            f"--scale {scale:g} was given for the folder {path}, which has a size of its own; --scale is for a "
+            "preset or a spec file. Leave it out to continue the folder, or give its preset or spec file and "
+            "another --out."
         )
 
 
-def _presets_for(name: str) -> str:
+def presets_for(name: str) -> str:
     """The presets in a sentence, and which of them was probably meant."""
     known = [*presets_.names(), *presets_.studies()]
     same = [each for each in known if each.endswith(f"/{name}")]
@@ -339,7 +280,7 @@ def _out(source: str, out: Path | None, spec: Spec) -> Path:
     return out or default_folder(spec.name)
 
 
-def _epochs(plan: Plan, facts: Facts) -> int:
+def epochs(plan: Plan, facts: Facts) -> int:
     """The epochs of all models of a plan."""
     samples = [plan.task(cell).data.n_train or facts.n_train for cell in plan.cells]
     each = [plan.train(cell).epochs_on(n) for cell, n in zip(plan.cells, samples, strict=True)]
@@ -355,7 +296,7 @@ def _print_plan(spec: Spec, plan: Plan, facts: Facts, needs: Needs) -> None:
         *([["reduced", spec.reduced]] if spec.reduced else []),
         ["cells", str(len(plan))],
         ["models", str(models)],
-        ["epochs", str(_epochs(plan, facts))],
+        ["epochs", str(epochs(plan, facts))],
         ["steps", ", ".join(f"{count} {name}" for name, count in needs.steps.items())],
         ["time", f"about {duration(needs.seconds)} in one process on this CPU"],
         ["memory", f"about {size(needs.memory)}"],

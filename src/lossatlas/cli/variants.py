@@ -23,6 +23,7 @@ from lossatlas import files, results, specs, summary
 from lossatlas.cli import engines, running
 from lossatlas.cli.output import Terminated, note, say, table
 from lossatlas.figures.captions import captioned
+from lossatlas.figures.grid import place_title
 from lossatlas.findings import columns, tables
 from lossatlas.findings import variants as ranks
 from lossatlas.registry import Facts
@@ -120,7 +121,7 @@ def _compare(spec: Spec, folder: Path) -> None:
         load, temperature = axes_of(example)
         for at in columns.places(example, load[0], *temperature):
             parts = {name: each.sel(at) for name, each in cells.items()}
-            title = columns.place_title(at)
+            title = place_title(at, example)
             figure = figures_.variants(parts, quantity, notes=notes, key=KEY, title=title)
             figure = captioned(figure, spec.reduced) if spec.reduced else figure
             stem = "variants" if len(quantities) == 1 else f"variants-{quantity}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.captions import explained
-from lossatlas.figures.grid import Scale, grid_of, prepare_x, scale_of
+from lossatlas.figures.grid import Scale, grid_of, inches_of, prepare_x, scale_of
 from lossatlas.figures.style import (
     DECADES,
+    INCH,
     LINE_COLOURS,
     PHASE_COLOURS,
     SMALL,
@@ -44,6 +46,7 @@ PANELS = (  # variable, its name on the axis
 )
 _BLEU = ("bleu", "BLEU")  # of translation, in the place of the test error, as in [Yang2021] appendix D.4
 _WIDTH, _PANEL, _STRIP = 3.5, 0.95, 0.16  # inches
+_LEGEND_LETTERS = 12  # of the name of the load, in a line
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -64,8 +67,8 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     cells = cells.sortby(scale.name)
     if peak is not None and float(peak) not in scale.values:
         raise UserError(f"peak={peak:g} is no value of {scale.name}: {', '.join(map(number, scale.values))}.")
-    top = 0.1 + (0.08 if title else 0.0) + (0.1 if title and peak is not None else 0.0)
-    height = top + _STRIP + len(PANELS) * _PANEL + 0.38
+    top = 0.1 + (0.1 if title else 0.0) + (0.1 if title and peak is not None else 0.0)
+    height = top + _STRIP + len(PANELS) * _PANEL + 0.34
     panels = (_BLEU, *PANELS[1:]) if np.isfinite(_floats(cells, "bleu")).any() else PANELS
     figure = Figure(figsize=(_WIDTH, height))
     layout = figure.add_gridspec(
@@ -73,7 +76,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
         1,
         left=0.155,
         right=0.975,
-        bottom=0.36 / height,
+        bottom=0.32 / height,
         top=1 - top / height,
         hspace=0.12,
         height_ratios=[_STRIP, *[_PANEL] * len(PANELS)],
@@ -108,7 +111,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
     return explained(
         figure,
         of_means(cells, {name: label.removesuffix(" (%)").removesuffix(" (nat)") for name, label in panels}),
-        "Dotted: between I or II and III or IV." if edges else "",
+        "Dotted: where I or II meets III or IV." if edges else "",
         "Dashed: the peak of the double descent." if peak is not None else "",
         "Hatched: no phase." if (phases == "").any() else "",
     )
@@ -129,18 +132,26 @@ def trace_lines(cells: xr.Dataset, *, title: str = "") -> Figure:
     if not np.isfinite(values).any():
         raise UserError("These results hold no Hessian trace. Add hessian to the [measures] of the spec.")
     errors = grid.floats(cells, "ln_hessian_trace_se").T
-    figure = Figure(figsize=(_WIDTH, 2.6 + (TITLE if title else 0.0)), layout="constrained")
-    axes = figure.add_subplot()
+    height = 2.6 + (TITLE if title else 0.0)
+    figure = Figure(figsize=(_WIDTH, height))
+    entitle(figure, title)
+    left, bottom, right, top = 0.42, 0.32, 2.72, 2.53  # inches
+    axes = figure.add_axes((left / _WIDTH, bottom / height, (right - left) / _WIDTH, (top - bottom) / height))
     prepare_x(axes, grid.temperature, numbers=True)
-    if title:
-        axes.set_title(title)
     colours = _ramp(grid.load)
     for k, load in enumerate(grid.load.values):
         _line(axes, grid.temperature, values[k], errors[k], colours[k], _MARKERS[k % len(_MARKERS)], number(load))
     axes.set_xlabel(grid.temperature.label)
     axes.set_ylabel(r"$\ln \mathrm{tr}(H)$")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    figure.legend(title=grid.load.label, title_fontsize=SMALL, loc="outside right upper", labelspacing=0.25)
+    figure.legend(
+        title=textwrap.fill(grid.load.label, _LEGEND_LETTERS),
+        title_fontsize=SMALL,
+        loc="upper left",
+        bbox_to_anchor=(right / _WIDTH, top / height),
+        labelspacing=0.25,
+        borderaxespad=0.3,
+    )
     return explained(figure, of_means(cells, {"ln_hessian_trace": r"$\ln \mathrm{tr}(H)$"}))
 
 
@@ -173,7 +184,9 @@ def of_means(cells: xr.Dataset, names: Mapping[str, str], marks: str = "bands") 
         if np.isfinite(_floats(cells, name)).any() and not np.isfinite(_floats(cells, f"{name}_se")).any()
     ]
     without = f" (none of {' and '.join(single)}: a single value a cell)" if single else ""
-    return f"Means over {'' if same else 'up to '}{seeds} seeds; {marks}: one standard error to either side{without}."
+    return (
+        f"Means over {'' if same else 'up to '}{seeds} seeds; {marks}: one standard error to either side{without}."
+    )
 
 
 def place_on(scale: Scale, value: float) -> float:
@@ -202,7 +215,7 @@ def draw_strip(axes: Axes, scale: Scale, phases: NDArray[np.str_]) -> None:
     starts = [0, *np.flatnonzero(phases[1:] != phases[:-1]) + 1]
     for start, end in zip(starts, [*starts[1:], len(phases)], strict=True):
         low, high = scale.u_edges[start], scale.u_edges[end]
-        if (high - low) / span > 0.025 * (len(phases[start]) + 1):
+        if (high - low) / span * inches_of(axes)[0] * INCH > 0.57 * SMALL * len(phases[start]) + 1:  # bold letters
             middle = scale.from_u(np.array([(low + high) / 2]))[0]
             axes.text(middle, 0.5, phases[start], ha="center", va="center", size=SMALL, weight="bold", gid="name")
     axes.set_ylim(0, 1)

@@ -73,7 +73,9 @@ def connectivity(
     _set_range(panes[0, 0], [lines[np.ix_(rows, columns)] for lines in along.values()])
     _describe(figure, panes, grid, rows, columns, _WORDS[quantity], strip)
     of = " of the loss" if unit == "nat" else ""
-    mean = f"mc: mode connectivity{of}, the mean over the pairs of the cell." if np.isfinite(barriers).any() else ""
+    mean = (
+        f"mc: mode connectivity{of}, the mean over the pairs of the cell." if np.isfinite(barriers).any() else ""
+    )
     return explained(figure, "One line for each pair of seeds.", mean)
 
 

@@ -106,7 +106,7 @@ def metrics_of(cells: xr.Dataset) -> tuple[Metric, ...]:
 
 
 def best_cell(cells: xr.Dataset) -> tuple[dict[str, float] | None, str]:
-    """The cell of the best test accuracy, or BLEU where it was measured, None if no cell has one; which of them."""
+    """The cell of the best test accuracy, or BLEU where it was measured (None if no cell has one), and which."""
     first = metrics_of(cells)[0]
     named = "BLEU" if first is _BLEU else "test accuracy"
     if first.name not in cells or not np.isfinite(cells[first.name]).any():

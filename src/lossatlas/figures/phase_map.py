@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,9 @@ def phase_map(
     draw_boundaries(axes, lines)
     for name, points in marks.items():
         draw_marks(axes, name, points)
-    for name in names(phases, grid, inches_of(axes), marks["best"]):
-        draw_name(axes, *name)
+    for region in regions(phases, grid, inches_of(axes), marks["best"]):
+        if region.is_largest or region.depth >= 0.75 * FONT / INCH:
+            draw_name(axes, region, FONT + 1 if region.is_largest else SMALL)
     figure.legend(
         handles=key,
         loc="lower center",
@@ -134,10 +136,11 @@ def draw_boundaries(axes: Axes, lines: Boundaries) -> None:
         drawn.set_gid(boundary.name)
 
 
-def draw_marks(axes: Axes, name: str, points: NDArray[np.float64]) -> None:
-    """Marks of this name at these places (n, 2)."""
+def draw_marks(axes: Axes, name: str, points: NDArray[np.float64], *, size: float | None = None) -> None:
+    """Marks of this name at these places (n, 2), of their own size in points unless told."""
+    style = _MARKS[name] | ({} if size is None else {"markersize": size})
     if len(points):
-        axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **_MARKS[name])
+        axes.plot(*points.T, linestyle="none", color="black", zorder=4, gid=name, **style)
 
 
 def _corners(grid: Grid, where: NDArray[np.bool_], *, across: float) -> NDArray[np.float64]:
@@ -189,20 +192,31 @@ def mark_key(name: str, text: str) -> Line2D:
     return Line2D([], [], linestyle="none", color="black", label=text, **style)
 
 
-def draw_name(axes: Axes, phase: str, x: float, y: float, size: float) -> None:
+@dataclass(frozen=True)
+class Region:
+    """A connected region of a phase, and where its name has most room."""
+
+    phase: str
+    x: float
+    y: float
+    depth: float  # inches: how far that place is from its rim
+    is_largest: bool  # of its phase
+
+
+def draw_name(axes: Axes, region: Region, size: float) -> None:
     """The name of a region, readable on every colour."""
     halo = [withStroke(linewidth=1.6, foreground="white")]
-    text = axes.text(x, y, phase, ha="center", va="center", weight="bold", size=size, path_effects=halo)
-    text.set_gid("name")
+    place: dict[str, Any] = {"ha": "center", "va": "center", "gid": "name"}
+    axes.text(region.x, region.y, region.phase, weight="bold", size=size, path_effects=halo, **place)
 
 
-def names(
+def regions(
     phases: NDArray[Any], grid: Grid, inches: tuple[float, float], avoid: NDArray[np.float64]
-) -> list[tuple[str, float, float, float]]:
-    """Name, place and size for the largest region of every phase, and for each other that holds a letter.
+) -> Iterator[Region]:
+    """The regions of every phase, on axes of so many inches, the largest first.
 
-    The place is the region's pole of inaccessibility: the point farthest, on paper, from its rim and from the
-    points `avoid`.
+    Their place is the pole of inaccessibility: the point farthest, on paper, from the rim and from the points
+    `avoid`.
     """
     columns, xs = _raster(grid.load)
     rows, ys = _raster(grid.temperature)
@@ -210,18 +224,14 @@ def names(
     free = np.ones((_RASTER, _RASTER), dtype=bool)
     for x, y in avoid:
         free[np.abs(ys - y).argmin(), np.abs(xs - x).argmin()] = False
-    named = []
     for phase in PHASE_COLOURS:
-        regions, count = ndimage.label(phases == phase)
-        shapes = [regions[np.ix_(rows, columns)] == k for k in range(1, count + 1)]
+        numbered, count = ndimage.label(phases == phase)
+        shapes = [numbered[np.ix_(rows, columns)] == k for k in range(1, count + 1)]
         shapes.sort(key=lambda shape: -int(shape.sum()))
         for k, shape in enumerate(shapes):
             depth = ndimage.distance_transform_edt(np.pad(shape & free, 1), sampling=pixel)[1:-1, 1:-1]
-            if k > 0 and depth.max() < 0.75 * FONT / INCH:
-                continue
             row, column = _pole(depth, shape)
-            named.append((phase, float(xs[column]), float(ys[row]), FONT + 1 if k == 0 else SMALL))
-    return named
+            yield Region(phase, float(xs[column]), float(ys[row]), float(depth.max()), k == 0)
 
 
 def _raster(scale: Scale) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

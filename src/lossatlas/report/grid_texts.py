@@ -115,7 +115,8 @@ def completeness(tree: xr.DataTree) -> list[str]:
     steps = str(tree.attrs.get("unfinished", ""))
     texts += [steps] if steps else []
     is_whole = there == total and not steps
-    opening = "Unfinished: " if not is_whole else "With failures: " if models["failed"] else "Complete: "
+    has_failures = models["failed"] + models["partial"] > 0
+    opening = "Unfinished: " if not is_whole else "With failures: " if has_failures else "Complete: "
     return [tag("strong", opening), f"{texts[0]}; {', '.join(texts[1:])}." if texts[1:] else f"{texts[0]}."]
 
 

@@ -118,8 +118,8 @@ def parquet(folder: Path, split: str, image: str, label: str) -> Part | None:
 def _check_columns(path: Path, found: Sequence[str], *needed: str) -> None:
     if not set(needed) <= set(found):
         raise FileError(
-            f"{path} has the columns {', '.join(found)}, and {', '.join(needed)} are needed: it is probably another "
-            f"data set. Mend the name of the data, or their path: {DATA_PATH}."
+            f"{path} has the columns {', '.join(found)}, and {', '.join(needed)} are needed: it is probably "
+            f"another data set. Mend the name of the data, or their path: {DATA_PATH}."
         )
 
 

@@ -76,9 +76,9 @@ def pinned_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def torchvision_problem() -> str:
-    """Why no model of torchvision can be built here: it is missing, or what its import says; empty if it is there."""
+    """Why no model of torchvision can be built here: it is missing, or what its import says; else empty."""
     try:
-        importlib.import_module("torchvision.models")
+        importlib.import_module("torchvision")
     except Exception as error:  # beside a PyTorch of another build it may be any
         if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
             return "torchvision is missing, see the extra `vision`"

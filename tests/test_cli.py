@@ -1,5 +1,6 @@
 """The command: every mistake ends with one paragraph and exit code 2, and what need not be loaded is not."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import xarray as xr
 
 import command
 from command import TINY, Finished
+from grids import build
 from lossatlas import presets, results
 from lossatlas.cli.output import guarded
 from lossatlas.landscape.kernels import PlainMathsWarning
@@ -389,15 +391,36 @@ def test_the_help_says_what_shrinks_and_when(tmp_path: Path) -> None:
     assert "It comes after --set" in told
 
 
+def test_margins_are_rounded_where_they_are_read(tmp_path: Path) -> None:
+    phases = {4: "I", 8: "III", 16: "IV-A", 32: "IV-B"}
+    cells = {
+        (width, batch): {"phase": phase, "accuracy": 50 + width / 7 + batch / 3, "distance": 10 - width / 7}
+        for width, phase in phases.items()
+        for batch in (16, 32)
+    }
+    results.save(build(cells, spread=0.2, noise=0.05, n_seeds=3), tmp_path / "results.nc")
+    done = command.run(tmp_path, "findings", "results.nc", "--out", "out")
+    assert done.code == 0, done.err
+    read = csv.DictReader(done.out.splitlines(), delimiter="\t")
+    shown = {(row["finding"], name): row[name] for row in read for name in ("margin", "error") if row[name]}
+    kept = csv.DictReader((tmp_path / "out" / "claims.csv").read_text().splitlines())
+    full = {(row["claim"], name): row[name] for row in kept for name in ("margin", "error") if row[name]}
+    assert {at: shown[at] for at in full} == {at: _rounded(text) for at, text in full.items()}
+    assert all(text == _rounded(text) for text in shown.values())
+    assert any(text != _rounded(text) for text in full.values())  # the file has more digits
+
+
+def _rounded(number: str) -> str:
+    return f"{float(f'{float(number):.3e}'):g}"
+
+
 def test_our_own_warnings_are_notes_on_the_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @guarded
     def works() -> None:
         warnings.warn("plain operations are used", PlainMathsWarning, stacklevel=1)
-        warnings.warn(
-            "plain operations are used", PlainMathsWarning, stacklevel=1
-        )  # another line, as another step
+        warnings.warn("plain operations are used", PlainMathsWarning, stacklevel=1)  # from elsewhere
         warnings.warn("somebody else's", UserWarning, stacklevel=2)
 
     others: list[str] = []

@@ -1,5 +1,7 @@
 """The figure of a slice and the traces against the temperature: what is drawn and where."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,6 +11,7 @@ from matplotlib.figure import Figure
 from grids import build
 from lossatlas import figures, phases, summary
 from lossatlas.errors import UserError
+from lossatlas.figures.columns import has_trace_lines, through_third
 from lossatlas.figures.style import PHASE_COLOURS
 from lossatlas.findings.columns import cut
 
@@ -115,3 +118,113 @@ def test_the_style_is_only_inside():
     figures.column(one_slice(grid(), width=4), title="width = 4")
     figures.trace_lines(summary.cells(grid()), title="n_train = 5000")
     assert dict(mpl.rcParams) == before
+
+
+# ---- what the marks mean
+
+
+def key_of(figure: Figure) -> str:
+    """What stands below a figure about its marks, in one line."""
+    (text,) = by_gid(figure, "key")
+    return " ".join(text.get_text().split())
+
+
+def test_bands_and_lines_of_a_slice_are_explained_where_they_occur():
+    cells = one_slice(grid(), width=4)
+    means = "Means over 3 seeds; bands: one standard error to either side."
+    assert (
+        key_of(figures.column(cells)) == f"{means} Dotted: where I or II meets III or IV. mc: mode connectivity."
+    )
+    cells["phase"][:] = "III"
+    cells["phase"][0] = ""
+    told = key_of(figures.column(cells, peak=32))
+    assert "Dashed: the peak of the double descent. Hatched: no phase." in told
+    assert "Dotted" not in told
+
+
+def test_what_has_no_band_is_told():
+    single = build({(2, b): {"phase": "I", "accuracy": 50} for b in BATCHES}, spread=1.0, one_curve=True)
+    assert "one standard error to either side (none of mc: a single value a cell)." in key_of(
+        figures.column(one_slice(single, width=2))
+    )
+    alone = build({(2, b): {"phase": "I", "accuracy": 50} for b in BATCHES}, n_seeds=1)
+    assert key_of(figures.column(one_slice(alone, width=2))).startswith("One seed, so no standard errors.")
+    some = summary.cells(grid())
+    some["n_ok"][0, 0] = 2
+    assert (
+        key_of(figures.trace_lines(some)) == "Means over up to 3 seeds; bands: one standard error to either side."
+    )
+
+
+def test_a_slice_of_translations_shows_bleu():
+    cells = one_slice(grid(), width=4)
+    cells["bleu"] = 30 - cells["test_error"] / 10
+    figure = figures.column(cells)
+    (line,) = by_gid(figure, "bleu")
+    np.testing.assert_array_equal(line.get_ydata(), cells["bleu"])
+    assert line.axes.get_ylabel() == "BLEU"
+    assert by_gid(figure, "test_error") == []
+
+
+@pytest.mark.parametrize("figure", ["column", "trace_lines"])
+def test_nothing_touches_the_words_below(figure):
+    if figure == "column":
+        drawn = figures.column(one_slice(grid(), width=4), peak=32, title="Width 4")
+    else:
+        drawn = figures.trace_lines(summary.cells(grid()), title="5,000 training samples")
+    FigureCanvasAgg(drawn).draw()
+    (key,) = by_gid(drawn, "key")
+    box = key.get_window_extent()
+    assert drawn.bbox.x0 <= box.x0
+    assert box.x1 <= drawn.bbox.x1
+    assert box.y0 >= drawn.bbox.y0
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in drawn.axes)
+    heights = [axes.get_tightbbox().y1 for axes in drawn.axes]
+    (title,) = [text for text in drawn.texts if text.get_text() == drawn.get_suptitle()]
+    assert title.get_window_extent().y0 >= max(heights)
+
+
+def test_the_numbers_of_the_temperature_do_not_touch():
+    batches = [16, 19, 24, 27, 32, 44, 64, 92, 128, 180, 256, 364, 512, 724, 1024]
+    noises = (0.0, 0.1, 0.8)
+    cells = {(noise, batch): {"trace": 4.0 + noise} for noise in noises for batch in batches}
+    figure = figures.trace_lines(summary.cells(build(cells, axes=("label_noise", "batch_size"))))
+    FigureCanvasAgg(figure).draw()
+    labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
+# ---- which are drawn
+
+
+def test_columns_through_the_third_phase_come_with_most_of_it_first():
+    sides = {  # width: phases from hot to cold
+        2: ("I", "I", "I", "III"),
+        4: ("II", "III", "III", "IV-A"),
+        8: ("III", "III", "III", "III"),  # no I or II: nothing to compare it with
+        16: ("I", "II", "IV-A", "IV-B"),
+        32: ("I", "III", "III", "III"),
+    }
+    cells = {(w, b): {"phase": side} for w, row in sides.items() for b, side in zip(BATCHES, row, strict=True)}
+    assert through_third(phases.label(build(cells))) == [{"width": 32}, {"width": 4}, {"width": 2}]
+
+
+@pytest.mark.parametrize(
+    ("having", "expected"),
+    [
+        ({(2, 16), (2, 32), (4, 16), (4, 32)}, True),
+        ({(2, 16), (4, 32)}, True),
+        ({(2, 16), (2, 32)}, False),
+        ({(2, 16), (4, 16)}, False),
+        (set(), False),
+    ],
+)
+def test_traces_need_two_loads_and_two_temperatures(having, expected):
+    cells = {
+        (w, b): {"loss": 1.0, **({"trace": 4.0} if (w, b) in having else {})} for w in (2, 4) for b in (16, 32)
+    }
+    assert has_trace_lines(summary.cells(build(cells))) is expected

@@ -98,3 +98,21 @@ def test_a_grid_is_no_slice() -> None:
     cells = summary.cells(tree).assign(phase=phases.label(tree)["phase"])
     with pytest.raises(UserError, match="along width, batch_size"):
         figures.descent(cells, about["found"])
+
+
+def test_bars_and_lines_are_explained_where_they_occur() -> None:
+    figure, _ = drawn(wrong_labels=0.2, title="Batch size 16")
+    (key,) = by_gid(figure, "key")
+    assert " ".join(key.get_text().split()) == (
+        "Means over 4 seeds; bars: one standard error to either side. Dotted: where the training error falls "
+        "below 0.5 %. Dashed, upright: the peak. Dashed, level: the share of wrong training labels."
+    )
+    others = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(key.get_window_extent().overlaps(other) for other in others)
+    (title,) = [text for text in figure.texts if text.get_text() == "Batch size 16"]
+    (sizes,) = by_gid(figure, "sizes")
+    assert title.get_window_extent().y0 >= sizes.get_window_extent().y1
+    figure, about = drawn(accuracies=[50, 55, 60, 65, 70, 75, 80, 85])  # no descent
+    assert about["found"].found == "no"
+    (key,) = by_gid(figure, "key")
+    assert "Dashed" not in key.get_text()

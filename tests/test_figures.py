@@ -16,10 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from grids import build
 from lossatlas import figures, phases, published, summary
 from lossatlas.errors import UserError
 from lossatlas.figures.boundaries import STEPS, boundaries
-from lossatlas.figures.grid import grid_of
+from lossatlas.figures.grid import grid_of, place_title
 from lossatlas.figures.panels import METRICS
 from lossatlas.figures.style import number
 
@@ -83,6 +84,12 @@ def vertices(figure: Figure, gid: str):
 def drawn(figure: Figure) -> Figure:
     FigureCanvasAgg(figure).draw()
     return figure
+
+
+def key_of(figure: Figure) -> str:
+    """What stands below a figure about its marks, in one line."""
+    (text,) = by_gid(figure, "key")
+    return " ".join(text.get_text().split())
 
 
 def legend_texts(figure: Figure) -> list[str]:
@@ -205,6 +212,34 @@ def test_published_limits():
         figures.panels(make_cells(), limits="paper")
 
 
+def test_translations_have_bleu_in_the_place_of_the_accuracy():
+    cells = make_cells()
+    cells["bleu"] = (20 + cells["cka"]).assign_attrs(units="1")
+    figure = figures.panels(cells)
+    (mesh,) = by_gid(figure, "bleu")
+    np.testing.assert_array_equal(mesh.get_array(), cells["bleu"].transpose("batch_size", "width"))
+    assert mesh.axes.get_title(loc="left") == "(a) BLEU"
+    assert mesh.colorbar.ax.get_ylabel() == "BLEU"
+    assert by_gid(figure, "test_accuracy") == []
+    (mesh,) = by_gid(figures.panels(cells, limits="published"), "bleu")  # of which there are no published limits
+    assert (mesh.norm.vmin, mesh.norm.vmax) == (float(cells["bleu"].min()), float(cells["bleu"].max()))
+    cells["bleu"][:] = np.nan
+    assert by_gid(figures.panels(cells), "bleu") == []
+    assert len(by_gid(figures.panels(cells), "test_accuracy")) == 1
+
+
+def test_the_star_is_at_the_best_bleu_where_there_is_one():
+    tree = build({(width, 16): {"phase": "IV-B", "accuracy": 90 - width} for width in (2, 4)})
+    labels = phases.label(tree)
+    figure = figures.draw_all(tree, labels)["phase_map"]
+    np.testing.assert_allclose(by_gid(figure, "best")[0].get_xydata(), [[2, 16]], rtol=1e-12)
+    assert "best test accuracy" in legend_texts(figure)
+    tree["models"]["bleu"] = (tree["models"]["test_error"] / 2).assign_attrs(units="1")  # the other way round
+    figure = figures.draw_all(tree, labels)["phase_map"]
+    np.testing.assert_allclose(by_gid(figure, "best")[0].get_xydata(), [[4, 16]], rtol=1e-12)
+    assert "best BLEU" in legend_texts(figure)
+
+
 def test_a_colour_bar_is_pointed_where_values_lie_beyond_it():
     cells = make_cells()
     cells["cka"][0, 0], cells["cka"][1:, :], cells["cka"][0, 1:] = 0.1, 0.5, 0.5
@@ -293,6 +328,23 @@ def test_one_load_and_one_temperature_axis_are_asked_for():
     drawn(figures.panels(two.sel(panel=1)))
     with pytest.raises(UserError, match="one temperature axis, these results have none"):
         figures.panels(cells.isel(batch_size=0))
+
+
+@pytest.mark.parametrize(
+    ("place", "title"),
+    [
+        ({"batch_size": 64.0}, "Batch size 64"),
+        ({"n_train": 1000}, "1,000 training samples"),
+        ({"width": 8, "n_train": 50000.0}, "Width 8, 50,000 training samples"),
+        ({"label_noise": 0.05}, "5 % randomised labels"),
+        ({"weight_decay": 5e-4}, "Weight decay 5e-4"),
+        ({"embed_dim": 512}, "Embedding dimension 512"),
+        ({}, ""),
+    ],
+)
+def test_places_have_names_for_people(place, title):
+    tree = build({(*place.values(), 0.1): {"loss": 1.0}}, axes=(*place, "lr"))
+    assert place_title(place, tree["models"].to_dataset()) == title
 
 
 # ---- the phase map
@@ -551,7 +603,20 @@ def test_every_pair_is_a_line_and_the_corners_are_shown(quantity, most):
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
     mean = float(tree["pairs"]["mode_connectivity"].isel(batch_size=0, width=5).mean())
     (corner,) = by_gid(figure, "cell-0-5")
-    assert [text.get_text() for text in corner.texts] == [f"mc {mean:.1f}".replace("-", "−")]
+    assert [text.get_text() for text in corner.texts] == [f"mc {mean:.1f} %".replace("-", "−")]
+
+
+def test_mode_connectivity_has_its_unit_and_is_explained():
+    tree = make_tree(loads=(1, 2), temperatures=(16,))
+    mean = "mc: mode connectivity of the error, mean over these pairs."
+    assert key_of(figures.connectivity(tree)) == f"One line for each pair of seeds. {mean}"
+    values = tree["pairs"]["mode_connectivity"] * 0 - 0.0312
+    tree["pairs"]["mode_connectivity"] = values.assign_attrs(units="nat")  # of the loss, as of translation
+    figure = figures.connectivity(tree)
+    assert {text.get_text() for text in by_gid(figure, "mc")} == {"mc −0.031 nat"}
+    assert "mode connectivity of the loss" in key_of(figure)
+    without = xr.DataTree.from_dict({"/curves": tree["curves"].to_dataset()})
+    assert key_of(figures.connectivity(without)) == "One line for each pair of seeds."
 
 
 def test_the_hottest_cells_come_first():
@@ -591,7 +656,7 @@ def test_the_published_archive(shared_data, tmp_path):
     tree = published.load_source(shared_data / "taxonomy" / "results.tar.gz")
     labels = phases.label(tree)
     every = figures.draw_all(tree, labels, limits="published")
-    assert list(every) == ["phase_map", "panels", "connectivity", "connectivity_loss"]
+    assert list(every) == ["phase_map", "panels", "trace_lines", "connectivity", "connectivity_loss"]
     accuracy = summary.cells(tree)["test_accuracy"]
     (star,) = by_gid(every["phase_map"], "best")
     width, batch = star.get_xydata()[0]
@@ -600,6 +665,7 @@ def test_the_published_archive(shared_data, tmp_path):
     assert names == set(labels["phase"].values.flat) - {""}
     without = tree.to_dict()
     del without["/curves"]
+    without["/models"] = without["/models"].drop_vars("hessian_trace")
     assert list(figures.draw_all(xr.DataTree.from_dict(without), labels)) == ["phase_map", "panels"]
 
 

@@ -14,6 +14,7 @@ from scipy.integrate import trapezoid
 from lossatlas import figures
 from lossatlas.errors import UserError
 from lossatlas.figures.curves import relative_lengths
+from lossatlas.landscape.angles import log_density
 from lossatlas.landscape.lanczos import eigenpairs
 from lossatlas.landscape.operators import from_matrix
 from lossatlas.landscape.slices import Curve
@@ -109,7 +110,9 @@ def test_the_title_of_one_curve_has_its_class_and_counts():
 def test_the_title_of_several_curves_has_their_classes_and_the_mean_count():
     broken = np.where(X > 0.9, np.inf, W_PEAK)
     figure = figures.line(make_curve(W_PEAK, 1 + X**2, 2 + X**2, broken))
-    assert title(figure) == "2 v-basin, 1 w-peak, 1 not finite; mean stationary points 1.7"  # (3 + 1 + 1) / 3
+    assert (
+        title(figure) == "2 v-basin, 1 w-peak, 1 not finite; 1.7 stationary points on average"
+    )  # (3 + 1 + 1) / 3
 
 
 def test_the_tolerance_counts():
@@ -150,7 +153,7 @@ def test_a_level_far_away_is_told_at_the_rim_and_does_not_flatten_the_curve(loss
     data = make_curve(loss).drop_vars("error")
     figure = drawn(figures.line(data))
     (text,) = by_gid(figure, "guessing")
-    assert text.get_text() == f"random guessing 2.3 {arrow}"
+    assert text.get_text() == f"random guessing 2.3 nat {arrow}"
     assert (text.get_position()[1] > 0.5) is up
     low, high = figure.axes[0].get_ylim()
     assert high - low < 2 * np.ptp(loss)
@@ -212,8 +215,8 @@ def test_lines_are_panels_with_their_own_classes():
     figure = drawn(figures.lines(rows))
     shown = {axes.get_gid(): axes for axes in figure.axes if axes.get_visible()}
     assert list(shown) == ["a", "b", "c"]
-    assert shown["a"].get_title() == "a\nGau. 1: w-peak (3), Gau. 2: v-basin (1)"
-    assert shown["b"].get_title() == "b\nGau. 1: v-basin (1), Gau. 2: v-side (0)"
+    assert shown["a"].get_title() == "a\nGau. 1: w-peak, 3 stationary points\nGau. 2: v-basin, 1 stationary point"
+    assert shown["b"].get_title() == "b\nGau. 1: v-basin, 1 stationary point\nGau. 2: v-side, 0 stationary points"
     curves = [line.get_ydata() for line in shown["b"].lines if line.get_gid() == "curve"]
     np.testing.assert_array_equal(curves, [2 + X**2, 3 + X])
     assert legend_texts(figure)[:2] == names
@@ -229,8 +232,8 @@ def test_lines_of_other_directions_have_their_names_in_their_panel():
     rows = [{"five": make_curve(*[1 + X**2] * 4, W_PEAK), "one": make_curve(W_PEAK, names=["Mine"])}]
     figure = drawn(figures.lines(rows))
     five, one = figure.axes
-    assert five.get_title() == "five\n4 v-basin, 1 w-peak; mean count 1.4"
-    assert one.get_title() == "one\nw-peak, count 3"
+    assert five.get_title() == "five\n4 v-basin, 1 w-peak\n1.4 stationary points on average"
+    assert one.get_title() == "one\nw-peak, 3 stationary points"
     assert [text.get_text() for text in five.get_legend().get_texts()] == [f"d{k}" for k in range(5)]
     assert one.get_legend() is None
     assert set(legend_texts(figure)) == {"model", "random guessing"}
@@ -275,8 +278,9 @@ def test_cells_with_a_corner_that_is_not_finite_are_hatched():
     alphas, betas = data["alpha"].values, data["beta"].values
     cells = {(path.vertices[0, 0], path.vertices[0, 1]) for path in holes.get_paths()}
     assert cells == {(alphas[7], betas[5]), (alphas[3], betas[0]), (alphas[4], betas[0])}
-    assert legend_texts(figure) == ["not finite"]
+    assert legend_texts(figure) == ["model", "random guessing, 2.3 nat", "not finite"]
     assert by_gid(figures.surface(saddle()), "non-finite") == []
+    assert legend_texts(figures.surface(saddle())) == ["model", "random guessing, 2.3 nat"]
 
 
 def test_equal_lengths_are_equal_on_paper():
@@ -323,9 +327,18 @@ def test_a_constant_surface_is_drawn():
 def test_surfaces_are_panels():
     rows = [{"a": saddle(), "b": make_surface(1 + saddle()["loss"].values ** 2)}]
     figure = drawn(figures.surfaces(rows))
-    z = saddle()["loss"].values
-    assert title(figure) == f"a\nsaddle; {z.min():.3g} to {z.max():.3g}"
+    assert title(figure) == "a\nsaddle"
     assert len(by_gid(figure, "loss")) == 2
+    assert legend_texts(figure) == ["model", "random guessing, 2.3 nat"]
+    panels = [axes for axes in figure.axes if axes.get_gid() in ("a", "b")]
+    for axes, lowest in zip(panels, (1.0, 2.0), strict=True):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (
+            "α along first\n(1 = 0.5 ‖θ‖)",
+            "β along second\n(1 = 0.5 ‖θ‖)",
+        )
+        (bar,) = axes.child_axes
+        assert bar.get_ylabel() == "Loss (nat)"
+        assert bar.get_ylim()[0] == pytest.approx(lowest, abs=0.01)  # each panel has its own
 
 
 def test_a_surface_without_finite_values_is_refused():
@@ -398,7 +411,8 @@ def test_spectrum_draws_both_ends_with_residuals_and_hollow_where_not_converged(
     np.testing.assert_allclose(spans, [0.2, 0.4, 0.6])
     (lowest,) = by_gid(figure, "eigenvalue_min-converged")
     np.testing.assert_array_equal(lowest.get_offsets(), [[1, -2], [2, -1]])
-    assert figure.get_suptitle() == "tr H = 25 ± 0.5"
+    assert figure.get_suptitle() == "tr H = 25.00 ± 0.50 nat"
+    assert figure.axes[0].get_ylabel() == "Eigenvalue of the Hessian (nat)"
 
 
 def test_an_exact_trace_and_a_single_end():
@@ -406,7 +420,7 @@ def test_an_exact_trace_and_a_single_end():
     data["trace_se"], data["trace_data_se"] = 0.0, 1.25
     figure = drawn(figures.spectrum(data))
     assert len(figure.axes) == 1
-    assert figure.get_suptitle() == "tr H = 25 (exact; ± 1.2 over the samples)"
+    assert figure.get_suptitle() == "tr H = 25.0 ± 1.2 nat (exact; the error is over the samples)"
     with pytest.raises(UserError, match="no eigenvalue"):
         figures.spectrum(make_density())
 
@@ -422,7 +436,12 @@ def test_density_draws_bins_with_mass_and_their_bands():
     spans = [band.get_paths()[0].vertices[:, 1] for band in by_gid(figure, "band")]
     bottom = 0.1 / 3  # of the axes: an error as large as its value has no logarithm
     np.testing.assert_allclose([(s.min(), s.max()) for s in spans], [(0.05, 0.15), (bottom, 0.9), (0.4, 0.6)])
-    assert title(figure) == "share of eigenvalues below 0: 0.25 ± 0.02\nundecided near 0: 0.5 ± 0.04"
+    surely, open_ = title(figure).splitlines()
+    assert surely == "share of eigenvalues surely below 0: 0.250 ± 0.020"
+    assert open_ == "so near 0 that the sign is open: 0.500 ± 0.040"
+    assert axes.get_xlabel() == "Eigenvalue λ of the Hessian (nat; linear about 0)"
+    shown = ["share in a bin", "± 1 standard error", "smallest eigenvalue −2 nat", "largest eigenvalue 9 nat"]
+    assert legend_texts(figure) == shown
 
 
 def test_density_marks_the_extreme_eigenvalues():
@@ -458,7 +477,7 @@ def test_mined_draws_both_data_and_says_whether_the_shape_survives():
     lines = by_gid(figure, "curve")
     np.testing.assert_array_equal([line.get_ydata() for line in lines], [W_PEAK, 2.0 + 0.1 * X])
     assert [line.get_label() for line in lines] == ["mining", "held-out"]
-    assert title(figure).startswith("w-peak, 3 stationary points")
+    assert title(figure).startswith("mining:\nw-peak, 3 stationary points")
     assert figure.get_suptitle() == "The shape does not survive on held-out data"
 
 
@@ -476,7 +495,7 @@ def test_mined_draws_the_cosines_with_their_signs_and_doubts():
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["P.E.1", "P.E.2", "N.E.1"]
     levels = sorted(line.get_ydata()[0] for line in by_gid(figure, "chance"))
     np.testing.assert_allclose(levels, [-0.03 / math.sqrt(3), 0.03 / math.sqrt(3)])
-    assert title(figure, 1) == "0.95 of its length lies in their span"
+    assert title(figure, 1) == "0.95 of its length lies in their span\n(of a random direction: 0.03)"
 
 
 def test_mined_refuses_a_plain_curve():
@@ -493,7 +512,7 @@ def make_angles():
         {
             "angle": (("direction", "direction_b"), angle),
             "gaussian_angle": (("watched", "draw"), draws),
-            "log_density": ("watched", [-9189.4]),
+            "log_density": ("watched", [log_density(torch.full((n,), 0.02, dtype=torch.float64))]),
         },
         coords={"direction": ["Gau.", "Mine"], "watched": ["Mine"]},
         attrs={"kind": "angles", "size": n},
@@ -510,8 +529,9 @@ def test_angles_are_a_matrix_and_a_histogram_beside_its_law():
     assert trapezoid(y, x) == pytest.approx(1.0, abs=1e-3)  # 4 sigma hold all but 6e-5
     spread = math.sqrt(trapezoid(y * (x - 90) ** 2, x))
     assert spread == pytest.approx(0.573, rel=5e-3)  # 57.3 / sqrt(n), less the tails beyond 4 sigma
-    # -n/2 ln(2 pi e) = -14189.4, of variance n/2
-    assert legend_texts(figure) == ["Mine: ln p = −9189", "law, sd 0.573°; a draw: ln p = −1.419e4 ± 70.7"]
+    # 0.02 sqrt(n); a draw has sqrt(n), of standard deviation 1 / sqrt(2)
+    assert legend_texts(figure) == ["Mine, ‖v‖ = 2", "law of a Gaussian: sd 0.573°, ‖v‖ = 100.00 ± 0.71"]
+    assert title(figure, 1) == "To 500 Gaussian directions"
 
 
 def test_a_direction_beside_gaussians():
@@ -550,10 +570,10 @@ def test_expansion_draws_pieces_and_tells_mli_and_gmi():
     np.testing.assert_array_equal([piece.get_xdata() for piece in pieces], data["piece_lambda"])
     np.testing.assert_array_equal([piece.get_ydata() for piece in pieces], data["piece_loss"])
     assert [point.get_ydata()[0] for point in by_gid(figure, "piece-center")] == pytest.approx([2.0, 1.25, 1.0])
-    assert title(figure) == "MLI holds, margin 0.0025"  # the last step: 0.05^2
+    assert title(figure) == "MLI holds, margin 0.0025 nat"  # the last step: 0.05^2
     climb = with_pieces(x, 1 + x**2 + 0.2 * (x > -0.5))
     assert title(figures.expansion(climb)).startswith("MLI does not hold, margin −0.1")
-    assert title(figures.expansion(with_pieces(X, 1 + X**2))) == "GMI holds, margin 0.0025"
+    assert title(figures.expansion(with_pieces(X, 1 + X**2))) == "GMI holds, margin 0.0025 nat"
     assert title(figures.expansion(with_pieces(x, x * np.nan))) == "MLI: 21 of 21 values are not finite"
 
 
@@ -579,9 +599,13 @@ def test_loss_change_draws_draws_and_law():
     x, y = by_gid(figure, "law")[0].get_xydata().T
     assert x[y.argmax()] == pytest.approx(0.3, abs=0.01)
     assert y.max() == pytest.approx(1 / (0.1 * math.sqrt(2 * math.pi)), rel=0.01)
-    band = by_gid(figure, "mean")[0]
+    (ends,) = by_gid(figure, "mean")[0].get_segments()
     center, half = draws[0].mean(), 2 * draws[0].std(ddof=1) / 20
-    np.testing.assert_allclose([band.get_x(), band.get_x() + band.get_width()], [center - half, center + half])
+    np.testing.assert_allclose(ends[:, 0], [center - half, center + half])
+    axes = figure.axes[0]
+    bar = axes.transData.inverted().transform(axes.transAxes.transform([0, ends[0, 1]]))
+    assert bar[1] > max(patch.get_height() for patch in axes.patches)  # above the histogram
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Change of the loss (nat)", "Density (1/nat)")
 
 
 # ---- all of them

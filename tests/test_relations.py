@@ -81,7 +81,7 @@ def test_a_comparison_stands_in_the_upper_half_and_is_drawn_with_its_errors() ->
     figure = figures.plot(dataset)
     texts = {(axes.get_title(), t.get_text()) for axes in figure.axes for t in axes.texts}
     assert len(texts) == 6 * 3
-    assert ("disagreement (%)", "4\n± 0.5") in texts
+    assert ("disagreement (%)", "4.00\n± 0.50") in texts
 
 
 def test_other_datasets_are_refused() -> None:

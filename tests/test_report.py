@@ -108,6 +108,8 @@ def test_values_are_written_as_precisely_as_their_errors() -> None:
     assert words.with_error(0.5, NAN) == "0.5"
     assert words.with_error(0.5, 0.0, "nat") == "0.5 ± 0 nat"
     assert words.with_error(NAN, 0.1) == "not measured"
+    assert words.with_error(-3.1e-8, 1.2e-9, "nat") == "(−3.10 ± 0.12)e−8 nat"
+    assert words.with_error(25.1066, 1.6e-14) == "25.11 ± 1.6e−14"  # rounding
     assert words.listed(["a"]) == "a"
     assert words.listed(["a", "b", "c"]) == "a, b and c"
     assert words.counted(1, "cell") + words.counted(1200, "cell") == "1 cell1,200 cells"

@@ -330,11 +330,12 @@ def test_a_second_load_gives_named_figures_with_the_same_colours(tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw_all", record)
         draw(tree, labelled(tree), tmp_path)
-    assert set(drawn) == {"label_noise = 0", "label_noise = 0.2"}
+    assert set(drawn) == {"0 % randomised labels", "20 % randomised labels"}
     limits = {(mesh.norm.vmin, mesh.norm.vmax) for mesh in drawn.values()}
     whole = summary.cells(tree)["train_loss"]
     assert limits == {(float(whole.min()), float(whole.max()))}
     assert (tmp_path / "out" / "figures" / "panels-label_noise-0.2.pdf").is_file()
+    assert (tmp_path / "out" / "figures" / "phase_maps.png").is_file()
 
 
 def test_a_folder_takes_more_of_the_same(undisturbed: Path, copy: Path, tmp_path: Path) -> None:

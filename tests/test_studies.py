@@ -25,13 +25,16 @@ from lossatlas.cli.study import _pinned as pinned
 from lossatlas.errors import SpecError, UserError
 from lossatlas.figures.captions import captioned
 from lossatlas.landscape import directions
+from lossatlas.landscape.angles import log_density
 from lossatlas.landscape.checkpoints import StopFlag
 from lossatlas.landscape.lanczos import Eigenpairs, eigenpairs
 from lossatlas.settings import content_key
 from lossatlas.studies import captions, probing, reading, slicing, vectors, ways, work
-from lossatlas.studies.catalogue import FIGURES
-from lossatlas.studies.index import Index
+from lossatlas.studies.catalogue import CURVES, FIGURES
+from lossatlas.studies.index import Entry, Index
 from lossatlas.studies.items import Item, Lacking, Unavailable, Undefined
+from lossatlas.studies.numbers import Table, tables
+from lossatlas.studies.pictures import Look, Panel, Picture
 from lossatlas.studies.schema import Header, KnownData, Sizes, Study
 from lossatlas.studies.subject import Subject
 from lossatlas.sweep.engine import Engine
@@ -106,7 +109,15 @@ def test_a_preset_runs_through_at_a_tiny_scale(name: str, cifar10: Path, shared:
     assert all(path.startswith(stem) and path.endswith((".pdf", ".png")) for path in drawn)
     assert len([path for path in drawn if path.endswith(".pdf")]) == done.out.count(".pdf")
     page = (tmp_path / "out" / "index.md").read_text()
-    assert "scaled by 0.001" in page
+    assert "Reduced: scaled by 0.001" in page
+    assert f"Reduced {'resnet32' if name.endswith('17') else 'mlp'}: epochs 2/200, width 4/" in page
+    links = re.findall(r"\]\(figures/([^)]+)\)", page)
+    assert sorted(links) == drawn  # each figure as PNG and as PDF
+    told = page.split("\n### ")[1:]
+    assert all("In the manner of [Xu2024]" in section for section in told)
+    has_numbers = [re.search(r"^\| --- .*\n\| .*\d", section, re.MULTILINE) is not None for section in told]
+    in_space = [f"{section.splitlines()[0]}-contours.pdf" in drawn for section in told]
+    assert has_numbers == [not here for here in in_space]
 
 
 def test_there_is_one_preset_a_figure() -> None:
@@ -198,7 +209,7 @@ def test_keys_stay_what_they_are() -> None:
         pictures = work.pictures(study(figure), subject)
         keys += [item.key for item in work.items(pictures)]
     assert len(set(keys)) < len(keys)  # figures share results
-    assert content_key(sorted(set(keys))) == "0a7ef6025ea44449e5375826f52e13f6"
+    assert content_key(sorted(set(keys))) == "f2b8d0509582598572c60a45b9917161"
 
 
 def test_eigenpairs_come_back_as_they_were() -> None:
@@ -861,8 +872,136 @@ def test_the_index_counts_classes() -> None:
         index.note(("mlp", 3), curve(values))
     index.missing.append("mlp: nothing")
     assert index.counts == {"v-basin": 2, "v-side": 1}
-    page = index.text("A title", "At full size.")
+    page = index.text("A title", ["At full size."])
     assert "| v-basin | mlp (3: 2 of 3) |" in page
     assert "| w-peak | not seen |" in page
     assert "- mlp: nothing" in page
     assert "## Surfaces" not in page
+    assert "## Figures" not in page
+    index.figures.append(Entry("fig01-mlp", "What it shows.", [Table(("a|b", "c"), [("1", "2 ± 1 nat")])]))
+    page = index.text("A title", ["Smaller.", "And smaller."])
+    assert "Smaller.\n\nAnd smaller.\n" in page
+    assert "![fig01-mlp](figures/fig01-mlp.png)\n\nWhat it shows. [PDF](figures/fig01-mlp.pdf)\n" in page
+    assert "| a\\|b | c |\n| --- | --- |\n| 1 | 2 ± 1 nat |\n" in page
+
+
+def curve_of(*losses: Any, **variables: Any) -> xr.Dataset:
+    """A curve of 11 points, as `slice_results` makes it."""
+    x = np.linspace(-1, 1, 11)
+    names = [f"d{k}" for k in range(len(losses))]
+    dataset = xr.Dataset(
+        {"loss": (("direction", "lambda"), [loss(x) for loss in losses], {"units": "nat"}), **variables},
+        coords={"lambda": x, "direction": names},
+    )
+    return dataset.assign_attrs(slice="curve", center=json.dumps({"loss": float(losses[0](x)[5])}))
+
+
+def test_a_caption_tells_which_classes_there_are() -> None:
+    basin, side = curve_of(np.square, np.square), curve_of(np.exp)
+    told = captions.appeared(CURVES, [basin, side])
+    assert told == (
+        "Found here: v-basin 2 of 3 curves, v-side 1 of 3 curves; not found here: w-basin, w-peak, vvv-basin."
+    )
+    assert captions.appeared(("vvv-basin",), [basin]) == "Not found here: vvv-basin."
+    assert captions.appeared(("v-side",), [side]) == "Found here: v-side 1 of 1 curves."
+    assert captions.appeared((), [side]) == ""
+    assert {number for number, subject in FIGURES.items() if subject.sought} == {1, 3, 4, 8, 10}
+
+
+def shown(look: Look, *datasets: xr.Dataset) -> list[Table]:
+    """The tables of a picture with a panel for each dataset."""
+    panels = [Panel(f"panel {k}", 1, Item("local-line", {"k": k}, 0.0, xr.Dataset)) for k in range(len(datasets))]
+    found = {panel.item.key: dataset for panel, dataset in zip(panels, datasets, strict=True)}
+    return tables(Picture("a", look, [panels]), found)
+
+
+def test_a_table_tells_the_numbers_of_curves() -> None:
+    rivals = curve_of(np.exp, np.square, advantage=-0.0194, advantage_se=0.0412)
+    several = curve_of(np.square, np.square, np.exp)
+    (table,) = shown("lines", several, rivals)
+    assert table.rows[0] == (
+        "panel 0",
+        "3 directions",
+        "2 v-basin, 1 v-side",
+        "0.67 ± 0.33 on average",
+        *SQUARED,
+        "",
+    )
+    assert table.rows[1][:4] == ("panel 1", "d0", "v-side", "0")
+    assert table.rows[2][1:4] == ("d1", "v-basin", "1")
+    assert table.head[-1] == "Δ"
+    assert {row[-1] for row in table.rows[1:]} == {"−0.019 ± 0.041 nat"}  # as many digits as its error
+
+
+SQUARED = ("0.000", "0.000", "2.718")  # of the model, least, greatest: x^2, and e^x up to e
+
+
+def test_tables_tell_angles_and_lengths() -> None:
+    draws = np.array([[89.0, 91.0, 90.0, 90.0]])
+    dataset = xr.Dataset(
+        {
+            "angle": (("direction", "direction_b"), [[0.0, 60.0], [60.0, 0.0]]),
+            "gaussian_angle": (("watched", "draw"), draws),
+            "log_density": ("watched", [log_density(torch.full((400,), 0.1, dtype=torch.float64))]),
+        },
+        coords={"direction": ["a", "b"], "watched": ["b"]},
+        attrs={"kind": "angles", "size": 400},
+    )
+    between, spread = shown("plot", dataset)
+    assert between == Table(("angle (°)", "a", "b"), [("a", "0.0", "60.0"), ("b", "60.0", "0.0")])
+    # of variance 2/3; 57.3 / 20 degrees, 20 +- 1 / sqrt(2)
+    expected = [("b", "2", "90.00 ± 0.41", "0.816"), ("law of a Gaussian", "20.00 ± 0.71", "90", "2.86")]
+    assert spread.rows == expected
+
+
+def test_tables_tell_shares_eigenvalues_and_traces() -> None:
+    ends = {
+        f"eigenvalue{end}{ending}": (f"rank{end}", [value])
+        for end, values in (("", (9.5, 0.01, 1.0)), ("_min", (-2.25, 0.002, 0.0)))
+        for ending, value in zip(("", "_residual", "_converged"), values, strict=True)
+    }
+    numbers: dict[str, Any] = {"trace": 25.0, "trace_se": 0.0, "trace_data_se": 1.25, "negative_share": 0.00092}
+    numbers |= {"negative_share_se": 0.0002, "undecided_share": 0.9954, "undecided_share_se": 6.7e-5}
+    dataset = xr.Dataset({**ends, **numbers})
+    whole, both = shown("plot", dataset)
+    assert whole.rows == [("tr H", "25.0 ± 1.2 nat (exact; the error is over the samples)")]
+    assert both.rows == [("P.E.1", "9.500", "0.01", "yes"), ("N.E.1", "−2.250", "0.002", "no")]
+    (shares,) = shown("density", dataset)
+    assert [share for _, share in shares.rows] == ["0.00092 ± 0.00020", "0.995400 ± 0.000067"]
+
+
+def test_rivals_are_compared_in_nats_with_an_error(noisy: Subject) -> None:
+    way, other = (ways.gaussian(noisy, noisy.late, k) for k in (0, 1))
+    dataset = noisy.shelf.get(probing.rivals(noisy, noisy.late, way, other, own_best=False))
+    losses = dataset["loss"].values[:, [0, -1]].mean(axis=1)
+    assert dataset["advantage"].item() == pytest.approx(losses[1] - losses[0], abs=1e-5)  # float32 losses
+    assert dataset["advantage"].attrs["units"] == "nat"
+    assert dataset["advantage_se"].item() > 0
+    assert "note" not in dataset.attrs
+
+
+def test_a_surface_that_is_drawn_twice_is_counted_once(noisy: Subject, tmp_path: Path) -> None:
+    item = slicing.surface(noisy, noisy.late, [ways.gaussian(noisy, noisy.late, k) for k in (0, 1)])
+    noisy.shelf.get(item)
+    panel = Panel("a", noisy.late, item)
+    pictures = [Picture("space", "surface_3d", [[panel]]), Picture("contours", "plot", [[panel]])]
+    index = Index()
+    assert len(list(work.draw(reading.parse(NOISY, "noisy"), noisy, pictures, tmp_path, index))) == 4
+    assert sum(index.counts.values()) == 1
+    assert [len(entry.tables) for entry in index.figures] == [0, 1]  # the same numbers
+
+
+def test_the_gaussians_of_the_angles_are_told_as_many_as_there_are() -> None:
+    small = reading.scaled(reading.read("xu2024/fig5"), 0.1)
+    (panel,) = work.pictures(small, subject_of(small, Path("nowhere")))[0].panels
+    assert panel.item.content["draws"] == 40
+    assert "Gaussians 40/200" in small.reduced
+    assert "Gaussians 20/100" in reading.scaled(reading.read("xu2024/fig6"), 0.1).reduced
+
+
+def test_a_plan_tells_what_was_taken_from_each_model(tmp_path: Path) -> None:
+    text = command.run(tmp_path, "plan", "xu2024/fig7", "--scale", 0.1).out
+    rows = dict(line.split("\t") for line in text.splitlines())
+    assert rows["reduced"].startswith("scaled by 0.1: models 1/")
+    assert rows["reduced mlp"] == "epochs 20/200, width 13/128, images of either part 5000/50000"
+    assert "reduced" not in command.run(tmp_path, "plan", "xu2024/fig7").out

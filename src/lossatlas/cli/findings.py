@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lossatlas.findings.claims import Finding
     from lossatlas.findings.columns import Column, Place
     from lossatlas.findings.double_descent import Descent
+    from lossatlas.findings.tables import Table
 
 
 @guarded
@@ -70,7 +71,7 @@ def findings(
     checked = claims.check(evidence)
     best = columns.best_of_columns(tree, labels)
     descents = double_descent.search(tree, labels)
-    table(*tables.overview(checked, best, descents))
+    table(*_rounded(tables.overview(checked, best, descents)))
     for cells in slices:
         say()
         table(*tables.of_cells(cells, cells[["phase"]]))
@@ -100,6 +101,16 @@ def advise(
     note_rule(labels)
     if out is not None:
         note(f"written: {out}")
+
+
+def _rounded(found: Table) -> Table:
+    """The overview with four significant digits of margins and errors; the files have more."""
+    header, rows = found
+    numbers = [header.index(name) for name in ("margin", "error")]
+    for row in rows:
+        for k in numbers:
+            row[k] = row[k] and f"{float(f'{float(row[k]):.4g}'):g}"
+    return header, rows
 
 
 def _place(text: str) -> Place:

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 
@@ -120,9 +120,16 @@ def _own_warnings_as_notes() -> Iterator[None]:
     """Within it, a warning of a class of lossatlas is a note, told once, without a path and a line of source."""
     shown, told = warnings.showwarning, set[str]()
 
-    def show(message: Warning | str, category: type[Warning], *further: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if category.__module__.partition(".")[0] != "lossatlas":
-            shown(message, category, *further)
+            shown(message, category, filename, lineno, file, line)
         elif str(message) not in told:
             told.add(str(message))
             note(f"Note: {message}")

@@ -59,7 +59,7 @@ def plan(study: Study) -> None:
     if found.unknown:
         why = models.torchvision_problem() or "they cannot be built here, and `lossatlas run` says why"
         rows.append(["not told", f"{', '.join(found.unknown)}: {why}"])
-    rows += [["reduced", study.reduced]] if study.reduced else []
+    rows += [[title, told] for title, told in study.reductions.items()]
     table(["plan", ""], rows)
 
 

@@ -81,10 +81,13 @@ def run(
     engine: EngineOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Worker processes [default: one a core, or as many as the GPUs take].", min=1),
+        typer.Option(
+            help="With --engine processes: how many [default: one a core, or as many as the GPUs take].", min=1
+        ),
     ] = None,
     per_gpu: Annotated[
-        int | None, typer.Option("--per-gpu", help="Worker processes on each GPU [default: 1].", min=1)
+        int | None,
+        typer.Option("--per-gpu", help="With --engine processes: how many on each GPU [default: 1].", min=1),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [default: auto].")] = None,
     slurm: Annotated[

@@ -61,4 +61,5 @@ def captioned(figure: Figure, text: str, *, gid: str = "caption") -> Figure:
 
 def explained(figure: Figure, *sentences: str) -> Figure:
     """The same figure with what its marks mean below it, the empty sentences left out."""
-    return captioned(figure, " ".join(filter(None, sentences)), gid="key")
+    text = " ".join(filter(None, sentences))
+    return captioned(figure, text, gid="key") if text else figure

@@ -114,6 +114,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
         "Dotted: where I or II meets III or IV." if edges else "",
         "Dashed: the peak of the double descent." if peak is not None else "",
         "Hatched: no phase." if (phases == "").any() else "",
+        "mc: mode connectivity.",
     )
 
 
@@ -176,7 +177,7 @@ def of_means(cells: xr.Dataset, names: Mapping[str, str], marks: str = "bands") 
     """What the values of a figure are, and what its `marks` are; `names` are the quantities and their labels."""
     seeds = int(cells["n_ok"].max())
     if seeds < 2:
-        return "One seed, so no standard errors."
+        return "One seed, so no standard errors." if seeds else ""
     same = int(cells["n_ok"].min()) == seeds
     single = [
         label

@@ -72,10 +72,8 @@ def connectivity(
             axes.text(0.5, 0.95, text, transform=axes.transAxes, ha="center", va="top", size=SMALL, gid="mc")
     _set_range(panes[0, 0], [lines[np.ix_(rows, columns)] for lines in along.values()])
     _describe(figure, panes, grid, rows, columns, _WORDS[quantity], strip)
-    of = " of the loss" if unit == "nat" else ""
-    mean = (
-        f"mc: mode connectivity{of}, the mean over the pairs of the cell." if np.isfinite(barriers).any() else ""
-    )
+    of = "loss" if unit == "nat" else "error"
+    mean = f"mc: mode connectivity of the {of}, mean over these pairs." if np.isfinite(barriers).any() else ""
     return explained(figure, "One line for each pair of seeds.", mean)
 
 

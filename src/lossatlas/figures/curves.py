@@ -25,7 +25,7 @@ Scale = Literal["auto", "linear", "log"]
 _LABELS = {"loss": "Loss", "error": "Error"}
 _UNITS = {"%": " (%)", "nat": " (nat)"}
 _WIDE_RANGE = 100.0  # a loss that spans more than this is drawn on a logarithmic axis
-_PANE = (1.75, 1.45)  # inches: one of several panels
+_PANE = (1.85, 1.6)  # inches: one of several panels
 _MARKS: dict[str, dict[str, Any]] = {
     "centre": {"marker": "o", "markersize": 3.5, "color": "black"},
     "checkpoint": {"marker": "D", "markersize": 3.5, "color": "black", "markerfacecolor": "none"},
@@ -189,13 +189,12 @@ def shapes_of(dataset: xr.Dataset, tolerance: float | None = None) -> list[Curve
 def describe(shapes: Sequence[CurveShape], *, has_guessing: bool = True) -> str:
     """The classes of curves in words: class and count of one, how often each and the mean count of several."""
     if len(shapes) != 1:
-        return _short(shapes, "stationary points")
+        return "; ".join(_short(shapes))
     (shape,) = shapes
     if shape.status != "ok":
         return f"No class: {shape.reason}"
-    points = f"{shape.count} stationary point" + ("" if shape.count == 1 else "s")
     split = f" ({shape.below} below ln C, {shape.above} above)" if has_guessing and shape.count else ""
-    return f"{shape.kind}, {points}{split if shape.below + shape.above else ''}"
+    return f"{_one(shape)}{split if shape.below + shape.above else ''}"
 
 
 def relative_lengths(dataset: xr.Dataset) -> Floats:
@@ -226,21 +225,24 @@ def _all_same(lengths: Floats) -> bool:
 def _pane_classes(dataset: xr.Dataset, tolerance: float | None) -> str:
     shapes = shapes_of(dataset, tolerance)
     if not shapes or len(shapes) > 2 or any(shape.status != "ok" for shape in shapes):
-        return _short(shapes)
+        return "\n".join(_short(shapes))
     if len(shapes) == 1:
-        return f"{shapes[0].kind}, count {shapes[0].count}"
-    named = zip(_names(dataset), shapes, strict=True)
-    return ", ".join(f"{name}: {shape.kind} ({shape.count})" for name, shape in named)
+        return _one(shapes[0])
+    return "\n".join(f"{name}: {_one(shape)}" for name, shape in zip(_names(dataset), shapes, strict=True))
 
 
-def _short(shapes: Sequence[CurveShape], what: str = "count") -> str:
+def _one(shape: CurveShape) -> str:
+    return f"{shape.kind}, {shape.count} stationary point{'' if shape.count == 1 else 's'}"
+
+
+def _short(shapes: Sequence[CurveShape]) -> list[str]:
     """Classes with their numbers, and the mean number of stationary points over the finite curves."""
     if not shapes:
-        return "the model lies off the grid"
+        return ["the model lies off the grid"]
     kinds = Counter(shape.kind if shape.status == "ok" else "not finite" for shape in shapes)
     names = ", ".join(kind if len(shapes) == 1 else f"{n} {kind}" for kind, n in kinds.most_common())
     counts = [shape.count for shape in shapes if shape.status == "ok"]
-    return f"{names}; mean {what} {np.mean(counts):.1f}" if counts else names
+    return [names, *([f"{np.mean(counts):.1f} stationary points on average"] if counts else [])]
 
 
 def _distance_axis(axes: Axes, lengths: Floats) -> None:
@@ -270,11 +272,12 @@ def _draw_guessing(axes: Axes, dataset: xr.Dataset, name: str) -> None:
         axes.axhline(level, gid="guessing", label="random guessing", zorder=1, **_GUESSING)
         return
     axes.margins(y=0.16)  # room for the words
+    unit = {"%": " %", "nat": " nat"}.get(dataset[name].attrs.get("units", ""), "")
     side, arrow = (0.97, "↑") if place > high else (0.03, "↓")
     axes.text(
         0.5,
         side,
-        f"random guessing {plain(level)} {arrow}",
+        f"random guessing {plain(level)}{unit} {arrow}",
         transform=axes.transAxes,
         ha="center",
         va="top" if place > high else "bottom",

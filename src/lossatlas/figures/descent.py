@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D, ScaledTranslation, Transform
 
-from lossatlas.figures.columns import axis_of, draw_strip, peak_style, place_on
+from lossatlas.figures.captions import explained
+from lossatlas.figures.columns import axis_of, draw_strip, of_means, peak_style, place_on
 from lossatlas.figures.grid import Scale, prepare_x
 from lossatlas.figures.style import INCH, LINE_COLOURS, SMALL, entitle, plain, styled
 from lossatlas.findings.double_descent import INTERPOLATES, Descent, first_fitted
@@ -37,6 +38,7 @@ def descent(cells: xr.Dataset, found: Descent, *, wrong_labels: float = 0.0, tit
     line parts the cells that fit their data (`first_fitted`) from those before. `wrong_labels` is the share of
     training labels that are wrong: a model that has learnt all the right ones and none of the wrong ones has that
     training error, and where it is 0 or NaN no line is drawn. The strip of phases is there if any cell has one.
+    What the marks mean stands below.
 
     Raises UserError if the cells lie along no axis or several.
     """
@@ -45,7 +47,7 @@ def descent(cells: xr.Dataset, found: Descent, *, wrong_labels: float = 0.0, tit
     phases = cells["phase"].values.astype(str)
     strip = _STRIP if (phases != "").any() else 0.0
     steps = _STEPS if found.found == "yes" else 0.0
-    top, bottom = 0.08 + (0.17 if title else 0.0) + steps, 0.36
+    top, bottom = 0.08 + (0.12 if title else 0.0) + steps, 0.33
     height = top + strip + _UPPER + _LOWER + bottom
     figure = Figure(figsize=(_WIDTH, height))
     entitle(figure, title)
@@ -78,7 +80,14 @@ def descent(cells: xr.Dataset, found: Descent, *, wrong_labels: float = 0.0, tit
     train.set_xlabel(scale.label)
     if found.found == "yes":
         _draw_steps(highest, scale, found)
-    return figure
+    return explained(
+        figure,
+        of_means(cells, {"test_error": "test error", "train_error": "training error"}, "bars"),
+        f"Dotted: where the training error falls below {INTERPOLATES:g} %." if _fitted(train) else "",
+        "Dashed, upright: the peak." if found.found == "yes" else "",
+        "Dashed, level: the share of wrong training labels." if wrong_labels > 0 else "",
+        "Hatched: no phase." if strip and (phases == "").any() else "",
+    )
 
 
 def _draw_error(axes: Axes, scale: Scale, cells: xr.Dataset, name: str, colour: str) -> None:
@@ -111,11 +120,15 @@ def _mark(axes: Axes, scale: Scale, cells: xr.Dataset, found: Descent) -> None:
         axes.axvline(edge, color=_GREY, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1, gid="fitted")
 
 
+def _fitted(axes: Axes) -> list[Line2D]:
+    """The line where the data begin to be fitted, if there is one."""
+    return [line for line in axes.lines if line.get_gid() == "fitted"]
+
+
 def _draw_notes(axes: Axes, leftmost: float, wrong_labels: float) -> None:
     """What the lines in the panel of the training error mean, off its curve, which starts at `leftmost`."""
     style: dict[str, Any] = {"textcoords": "offset points", "size": SMALL, "color": _GREY}
-    for line in axes.findobj(lambda artist: artist.get_gid() == "fitted"):
-        assert isinstance(line, Line2D)
+    for line in _fitted(axes):
         edge = float(np.asarray(line.get_xdata())[0])
         text, coords = f"< {INTERPOLATES:g} %", ("data", "axes fraction")
         axes.annotate(text, (edge, 0.96), (-1.5, 0), xycoords=coords, ha="right", va="top", rotation=90, **style)

@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 _PIECE: dict[str, Any] = {"color": LINE_COLOURS[1], "linewidth": 0.9}
 _CURVE_WIDTH = 2.6  # the pieces lie upon the curve
 _ALONG = "Position λ along the direction"
+_HEADROOM, _MEAN_HEIGHT = 1.15, 0.94  # of the axis above a histogram, and where in it the mean stands
 
 
 @styled
@@ -31,8 +32,8 @@ def expansion(dataset: xr.Dataset, *, tolerance: float = 0.0) -> Figure:
     `dataset` holds `piece_lambda` and `piece_loss` over (piece, offset) and `piece_center` over piece
     (`expansion.local_pieces`), alone or merged into one of `line` with one direction. Over a curve the title says
     whether the loss falls monotonically to the model where the model is the last point (MLI), or rises on both its
-    sides (GMI), each with its margin (`shapes.mli`, `shapes.gmi`). Raises UserError for a dataset without a piece,
-    or with the curves of several directions.
+    sides (GMI), each with its margin in nats (`shapes.mli`, `shapes.gmi`). Raises UserError for a dataset without
+    a piece, or with the curves of several directions.
     """
     missing = [name for name in ("piece_lambda", "piece_loss", "piece_center") if name not in dataset]
     has_curve = "loss" in dataset
@@ -54,7 +55,7 @@ def expansion(dataset: xr.Dataset, *, tolerance: float = 0.0) -> Figure:
     if has_curve:
         x = dataset["lambda"].values.astype(np.float64)
         axes.set_xlim(min(x[0], pieces[0].min()), max(x[-1], pieces[0].max()))
-        axes.set_title(_monotony(x, values_of(dataset, "loss")[0], tolerance))
+        axes.set_title(monotony(dataset, tolerance))
     axes.set_xlabel(_ALONG)
     axes.set_ylabel("Loss (nat)")
     axes.legend()
@@ -81,7 +82,9 @@ def quadratic(dataset: xr.Dataset, *, reach: float = 1.0) -> Figure:
     axes.plot(x, loss + x * slope, color="#808080", linewidth=0.7, linestyle="--", gid="tangent", label="tangent")
     axes.plot(x, loss + x * slope + x**2 / 2 * curvature, gid="quadratic", label="local quadratic", **_PIECE)
     axes.plot([0.0], [loss], "o", color="black", markersize=3.5, gid="centre", label="model")
-    axes.set(xlabel=_ALONG, ylabel="Loss (nat)", title=f"slope {plain(slope)}, curvature {plain(curvature)}")
+    axes.set(
+        xlabel=_ALONG, ylabel="Loss (nat)", title=f"slope {plain(slope)} nat, curvature {plain(curvature)} nat"
+    )
     axes.legend()
     return figure
 
@@ -91,8 +94,8 @@ def loss_change(dataset: xr.Dataset) -> Figure:
     """The change of the loss along random directions beside its predicted law; [Xu2024] Fig. 13, second row.
 
     `dataset` has `change` over (scale, draw) and may have `predicted_mean` and `predicted_variance` over `scale`
-    (`probe_results.sampled_changes`, `probe_results.beside_law`). One panel a scale: the histogram, the measured
-    mean with two standard errors, and where it is predicted the normal law of those moments with its mean
+    (`probe_results.sampled_changes`, `probe_results.beside_law`). One panel a scale: the histogram, above it the
+    measured mean with two standard errors, and where it is predicted the normal law of those moments with its mean
     (dashed). Draws that are not finite are left out and counted in the title. Raises UserError for a dataset
     without changes.
     """
@@ -100,7 +103,7 @@ def loss_change(dataset: xr.Dataset) -> Figure:
         raise UserError("This dataset lacks change, which the figure is drawn from.")
     is_predicted = {"predicted_mean", "predicted_variance"} <= set(dataset.data_vars)
     changes = dataset["change"].transpose("scale", "draw").values.astype(np.float64)
-    figure = Figure(figsize=(0.3 + 2.4 * len(changes), 2.4), layout="constrained")
+    figure = Figure(figsize=(0.3 + 2.4 * len(changes), 2.5), layout="constrained")
     panes = figure.subplots(1, len(changes), squeeze=False)[0]
     for i, axes in enumerate(panes):
         finite = changes[i][np.isfinite(changes[i])]
@@ -108,10 +111,11 @@ def loss_change(dataset: xr.Dataset) -> Figure:
         if is_predicted:
             mean, variance = (float(dataset[f"predicted_{name}"][i]) for name in ("mean", "variance"))
             _draw_law(axes, finite, mean, math.sqrt(variance))
+        axes.set_ylim(0, _HEADROOM * axes.get_ylim()[1])
         axes.set_title(f"λ = {number(float(dataset['scale'][i]))}{axes.get_title()}")
-        axes.set_xlabel("Change of the loss")
-    panes[0].set_ylabel("Density")
-    figure.legend(*panes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        axes.set_xlabel("Change of the loss (nat)")
+    panes[0].set_ylabel("Density (1/nat)")
+    figure.legend(*panes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(changes))
     return figure
 
 
@@ -124,15 +128,19 @@ def _draw_changes(axes: Axes, finite: Floats, *, lost: int, of: int) -> None:
             finite, bins="auto", density=True, color=LINE_COLOURS[0], alpha=0.45, gid="changes", label="measured"
         )
         error = 2 * float(finite.std(ddof=1)) / math.sqrt(len(finite))
-        axes.axvspan(
-            finite.mean() - error,
-            finite.mean() + error,
+        bar = axes.errorbar(
+            [finite.mean()],
+            [_MEAN_HEIGHT],
+            xerr=[error],
+            transform=axes.get_xaxis_transform(),  # above the histogram, where it hides nothing
+            fmt="o",
             color=LINE_COLOURS[0],
-            alpha=0.6,
-            linewidth=0,
-            gid="mean",
-            label="its mean ± 2 se",
+            markersize=3.0,
+            elinewidth=0.9,
+            capsize=2.0,
+            label="measured mean ± 2 standard errors",
         )
+        bar[2][0].set_gid("mean")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
 
@@ -143,12 +151,13 @@ def _draw_law(axes: Axes, finite: Floats, mean: float, sd: float) -> None:
     law = np.exp(-(((x - mean) / sd) ** 2) / 2) / (sd * math.sqrt(2 * math.pi))
     axes.plot(x, law, color=LINE_COLOURS[1], linewidth=1.0, gid="law", label="predicted law")
     axes.axvline(
-        mean, color=LINE_COLOURS[1], linewidth=0.9, linestyle="--", gid="predicted-mean", label="its mean"
+        mean, color=LINE_COLOURS[1], linewidth=0.9, linestyle="--", gid="predicted-mean", label="predicted mean"
     )
 
 
-def _monotony(x: Floats, y: Floats, tolerance: float) -> str:
-    """The verdict that fits where the model lies on the curve."""
+def monotony(dataset: xr.Dataset, tolerance: float = 0.0) -> str:
+    """The verdict that fits where the model lies on the curve of a dataset; empty where none does."""
+    x, y = dataset["lambda"].values.astype(np.float64), values_of(dataset, "loss")[0]
     slack = STEP_SLACK * (x[-1] - x[0])
     if abs(x[-1]) <= slack:
         name, found = "MLI", mli(x, y, tolerance=tolerance)
@@ -158,4 +167,4 @@ def _monotony(x: Floats, y: Floats, tolerance: float) -> str:
         return ""
     if found.status != "ok":
         return f"{name}: {found.reason}"
-    return f"{name} {'holds' if found.holds else 'does not hold'}, margin {plain(found.margin, 2)}"
+    return f"{name} {'holds' if found.holds else 'does not hold'}, margin {plain(found.margin, 2)} nat"

@@ -25,7 +25,7 @@ from lossatlas.figures.style import FONT, INCH, PHASE_COLOURS, SMALL, TITLE, ent
 
 _SIZE = (3.5, 3.0)  # inches: one column
 _ROW = 0.125  # inches: one row of the legend
-_LINES: dict[str, Any] = {"sharp": "-", "mode_connectivity": (0, (4, 1.5)), "cka": (0, (1, 1.2))}
+LINES: dict[str, Any] = {"sharp": "-", "mode_connectivity": (0, (4, 1.5)), "cka": (0, (1, 1.2))}
 _LINE_WIDTH = 1.3
 _MARKS: dict[str, dict[str, Any]] = {
     "uncertain": {"marker": "o", "markersize": 3.0, "markerfacecolor": "none", "markeredgewidth": 0.5},
@@ -131,7 +131,7 @@ def draw_boundaries(axes: Axes, lines: Boundaries) -> None:
             levels=[0.0],
             colors="black",
             linewidths=_LINE_WIDTH,
-            linestyles=[_LINES[boundary.name]],
+            linestyles=[LINES[boundary.name]],
         )
         drawn.set_gid(boundary.name)
 
@@ -183,7 +183,7 @@ def _key(
 
 def line_key(name: str, text: str) -> Line2D:
     """The legend's entry for the boundaries of this name."""
-    return Line2D([], [], color="black", linestyle=_LINES[name], linewidth=_LINE_WIDTH, label=text)
+    return Line2D([], [], color="black", linestyle=LINES[name], linewidth=_LINE_WIDTH, label=text)
 
 
 def mark_key(name: str, text: str) -> Line2D:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.models import has_models
-from lossatlas.figures.style import plain
+from lossatlas.figures.style import plain, with_error
 from lossatlas.landscape.surface_shapes import SurfaceShape, surface_shape
 
 Floats = NDArray[np.float64]
@@ -96,11 +96,8 @@ def title_of(dataset: xr.Dataset, quantity: str, path: xr.Dataset | None) -> lis
     if quantity == "loss" and not has_models(dataset) and min(dataset.sizes["alpha"], dataset.sizes["beta"]) >= 3:
         shape = shape_of(dataset)
         if shape.status == "ok":
-            signs = (
-                plain(v, 2) + (f" ± {plain(e, 1)}" if math.isfinite(e) else "")
-                for v, e in zip(shape.eigenvalues, shape.stderr, strict=True)
-            )
-            parts += [shape.kind, f"curvatures {' and '.join(signs)}"]
+            signs = (with_error(v, e) for v, e in zip(shape.eigenvalues, shape.stderr, strict=True))
+            parts += [shape.kind, f"curvatures {' and '.join(signs)} nat"]
         else:
             parts.append(f"No class: {shape.reason}")
     cosine = float(dataset.attrs.get("cosine", 0.0))

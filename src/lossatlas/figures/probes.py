@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
 from lossatlas.figures.curves import check_curve, describe, draw_curves, label_of, shapes_of
-from lossatlas.figures.style import LINE_COLOURS, SMALL, line_style, plain, styled
+from lossatlas.figures.style import LINE_COLOURS, SMALL, line_style, plain, styled, with_error
 
 Floats = NDArray[np.float64]
 
 _STATUS = {
     "survives": "the shape survives on held-out data",
     "mining-only": "the shape does not survive on held-out data",
-    "no-fall": "the loss does not fall on both sides",
+    "no-fall": "the loss does not fall significantly on both sides",
     "non-finite": "some values are not finite",
 }
-_BINS = 25
+_BINS = 25  # at most
 
 
 @styled
@@ -45,7 +45,7 @@ def mined(dataset: xr.Dataset, *, tolerance: float | None = None) -> Figure:
     panes[0].set_xlabel("Position λ along the direction")
     panes[0].set_ylabel(label_of(curve, "loss"))
     first = shapes_of(curve.isel(direction=[0]), tolerance)
-    panes[0].set_title(describe(first))
+    panes[0].set_title(f"{curve['direction'].values[0]}:\n{describe(first)}")
     figure.legend(*panes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 if has_cosines else 2)
     if has_cosines:
         _draw_cosines(panes[1], dataset)
@@ -75,8 +75,9 @@ def angles(dataset: xr.Dataset) -> Figure:
     `dataset` has `angle` in degrees over (direction, direction_b), and `gaussian_angle` over (watched, draw): the
     angles of some of the directions, named by the coordinate `watched`, to Gaussian ones; its attribute `size` is
     the number n of parameters. Beside the histograms stands the law for any fixed direction, of standard deviation
-    57.3 / sqrt(n) degrees. Where it has `log_density` over watched (`angles.log_density`), it stands in the
-    legend. Raises UserError for a dataset without them.
+    57.3 / sqrt(n) degrees. Where it has `log_density` over watched (`angles.log_density`: ln N(v; 0, I) of a
+    direction v), the legend has the length that it tells, ||v||, on which alone it depends; a draw from N(0, I)
+    has sqrt(n), of standard deviation 1 / sqrt(2). Raises UserError for a dataset without them.
     """
     _need(dataset, ("angle", "gaussian_angle"), attr="size")
     figure = Figure(figsize=(6.6, 2.9), layout="constrained")
@@ -85,17 +86,16 @@ def angles(dataset: xr.Dataset) -> Figure:
     sd = math.degrees(1 / math.sqrt(float(dataset.attrs["size"])))
     draws = dataset["gaussian_angle"].transpose("watched", "draw").values.astype(np.float64)
     reach = max(4 * sd, float(np.nanmax(np.abs(draws - 90))))
-    edges = np.linspace(90 - reach, 90 + reach, _BINS + 1)
+    bins = min(_BINS, max(8, round(2 * math.sqrt(draws.shape[1]))))
+    edges = np.linspace(90 - reach, 90 + reach, bins + 1)
+    lengths = lengths_of(dataset)
     for i, name in enumerate(dataset["watched"].values):
-        text = f"{name}"
-        if "log_density" in dataset:
-            text += f": ln p = {plain(float(dataset['log_density'][i]), 4)}"
         right.hist(
             draws[i],
             edges,
             density=True,
             histtype="step",
-            label=text,
+            label=f"{name}, ‖v‖ = {plain(lengths[i])}" if len(lengths) else f"{name}",
             linewidth=0.8,
             gid="gaussian",
             **line_style(i),
@@ -104,10 +104,25 @@ def angles(dataset: xr.Dataset) -> Figure:
     law = np.exp(-(((x - 90) / sd) ** 2) / 2) / (sd * math.sqrt(2 * math.pi))
     right.plot(x, law, color="black", linewidth=1.0, linestyle="--", gid="law", label=_law(dataset, sd))
     right.set(
-        xlabel="Angle to a Gaussian direction (degrees)", ylabel="Density", title=f"{draws.shape[1]} Gaussians"
+        xlabel="Angle to a Gaussian direction (degrees)",
+        ylabel="Density (1/degree)",
+        title=f"To {draws.shape[1]} Gaussian directions",
     )
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def lengths_of(dataset: xr.Dataset) -> Floats:
+    """The lengths ||v|| of the watched directions of `angles`, from ln N(v; 0, I) = -n/2 ln(2 pi) - ||v||^2 / 2.
+
+    Empty where that is not known; NaN where the length is lost in the rounding of the logarithm.
+    """
+    if "log_density" not in dataset:
+        return np.empty(0)
+    at_zero = -float(dataset.attrs["size"]) / 2 * math.log(2 * math.pi)
+    squares = 2 * (at_zero - dataset["log_density"].values.astype(np.float64))
+    lengths: Floats = np.sqrt(np.where(squares > 0, squares, np.nan))
+    return lengths
 
 
 @styled
@@ -206,26 +221,29 @@ def _draw_cosines(axes: Axes, dataset: xr.Dataset) -> None:
         chance = float(dataset["projection_chance"]) / math.sqrt(len(values))  # of k vectors -> of one
         for sign in (-1, 1):
             axes.axhline(sign * chance, color="#808080", linewidth=0.6, linestyle="--", gid="chance")
-    names = _eigenvector_names(negative)
+    names = eigenvector_names(negative)
     axes.set_xticks(places, names, rotation=90 if len(names) > 8 else 0)
     axes.set_ylabel("Cosine with the eigenvector")
     if "projection" in dataset:
-        axes.set_title(f"{plain(float(dataset['projection']), 2)} of its length lies in their span")
+        share = f"{plain(float(dataset['projection']), 2)} of its length lies in their span"
+        if "projection_chance" in dataset:
+            share += f"\n(of a random direction: {plain(float(dataset['projection_chance']), 2)})"
+        axes.set_title(share)
 
 
-def _eigenvector_names(negative: NDArray[np.bool_]) -> list[str]:
+def eigenvector_names(negative: NDArray[np.bool_]) -> list[str]:
     """P.E.1, P.E.2, ..., N.E.1, ...: as [Xu2024] calls them, counted apart in the order given."""
     return [f"{'NP'[int(not n)]}.E.{int((negative[: i + 1] == n).sum())}" for i, n in enumerate(negative)]
 
 
 def _law(dataset: xr.Dataset, sd: float) -> str:
-    """The law of the angle, and beside log densities that of a Gaussian's own: -n/2 ln(2 pi e) +- sqrt(n/2)."""
-    size = float(dataset.attrs["size"])
-    density = -size / 2 * math.log(2 * math.pi * math.e)
+    """The law of the angle, and beside lengths that of a Gaussian's own: sqrt(n) +- 1 / sqrt(2)."""
     own = (
-        f"; a draw: ln p = {plain(density, 4)} ± {plain(math.sqrt(size / 2))}" if "log_density" in dataset else ""
+        f", ‖v‖ = {with_error(math.sqrt(dataset.attrs['size']), math.sqrt(0.5))}"
+        if len(lengths_of(dataset))
+        else ""
     )
-    return f"law, sd {plain(sd)}°{own}"
+    return f"law of a Gaussian: sd {plain(sd)}°{own}"
 
 
 def _draw_angles(axes: Axes, dataset: xr.Dataset) -> None:

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from lossatlas.errors import UserError
-from lossatlas.figures.style import SMALL, line_style, plain, styled
+from lossatlas.figures.style import SMALL, line_style, styled, with_error
 from lossatlas.pair_results import COMPARED
 
 _PER_ROW = 4  # panels
@@ -68,7 +68,7 @@ def comparison(dataset: xr.Dataset) -> Figure:
         both = np.where(np.isnan(values), values.T, values)
         axes.imshow(both, cmap="Blues", alpha=0.6, gid=name)
         for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
-            text = _with_error(float(values[i, j]), float(errors[i, j]), 3, between="\n")
+            text = with_error(float(values[i, j]), float(errors[i, j])).replace(" ± ", "\n± ")
             axes.text(j, i, text, ha="center", va="center", size=SMALL - 1)
         units = dataset[name].attrs["units"]
         axes.set_title(name.replace("_", " ") + ("" if units == "1" else f" ({units})"))
@@ -82,10 +82,6 @@ def _connectivity(here: xr.Dataset) -> str:
     for path in here["path"].values.tolist():
         found = here.sel(path=path)
         value, error = found["mode_connectivity"].item(), found["mode_connectivity_se"].item()
-        told = f"mc {_with_error(value, error, 2)} %" if math.isfinite(value) else found["status"].item()
+        told = f"mc {with_error(value, error, '%')}" if math.isfinite(value) else found["status"].item()
         parts.append(f"{path}: {told}")
     return "\n".join(parts)
-
-
-def _with_error(value: float, error: float, digits: int, between: str = " ") -> str:
-    return plain(value, digits) + (f"{between}± {plain(error, 1)}" if math.isfinite(error) else "")

@@ -13,13 +13,14 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from lossatlas.errors import UserError
-from lossatlas.figures.style import LINE_COLOURS, SMALL, plain, styled
+from lossatlas.figures.style import LINE_COLOURS, SMALL, plain, styled, with_error
 
 Floats = NDArray[np.float64]
 
 _ENDS = (("eigenvalue", "rank", "Largest"), ("eigenvalue_min", "rank_min", "Smallest"))
 _LINEAR = 1e-4  # of the largest magnitude: where the logarithmic axis turns linear, unless the dataset says so
 _POSITIVE, _NEGATIVE = LINE_COLOURS[0], LINE_COLOURS[1]
+_BELOW, _BAND = "#e9eff3", "#e8b97c"  # below the density, and its error
 
 
 @styled
@@ -40,14 +41,14 @@ def spectrum(dataset: xr.Dataset) -> Figure:
         _draw_end(axes, dataset, name, rank)
         axes.set_title(f"{title} eigenvalues")
         axes.set_xlabel("Rank")
-    panes[0].set_ylabel("Eigenvalue of the Hessian")
+    panes[0].set_ylabel("Eigenvalue of the Hessian (nat)")
     handles = {
         label: handle for axes in panes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if len(handles) > 1:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
     if "trace" in dataset:
-        figure.suptitle(f"tr H = {_with_error(dataset, 'trace')}", size=SMALL + 1)
+        figure.suptitle(f"tr H = {measured(dataset, 'trace', 'nat')}", size=SMALL + 1)
     return figure
 
 
@@ -56,12 +57,12 @@ def density(dataset: xr.Dataset) -> Figure:
     """The density of the Hessian's eigenvalues on a symmetric logarithmic axis; [Xu2024] Fig. 13.
 
     `dataset` holds `density` and `density_se` over `bin`, whose coordinates `bin_left` and `bin_right` are in
-    units of the eigenvalues. The band is one standard error; a bin without mass has no line. The title has the
-    share of eigenvalues that are surely negative (`negative_share`, `negative_share_se`), and the share whose sign
-    rounding and a quadrature of few steps leave open (`undecided_share`). Triangles mark the smallest and largest
-    eigenvalue: of `eigenvalue_min` and `eigenvalue` where the dataset has them, else the outermost edges. The axis
-    turns linear at the attribute `linear_threshold`, or at 1e-4 of the largest edge. Raises UserError for a
-    dataset without density, or without any mass.
+    units of the eigenvalues. The dark band is one standard error; a bin without mass has no line. The title has
+    the share of eigenvalues that are surely negative (`negative_share`, `negative_share_se`), and the share whose
+    sign rounding and a quadrature of few steps leave open (`undecided_share`). Triangles mark the smallest and
+    largest eigenvalue: of `eigenvalue_min` and `eigenvalue` where the dataset has them, else the outermost edges.
+    The axis turns linear at the attribute `linear_threshold`, or at 1e-4 of the largest edge. Raises UserError for
+    a dataset without density, or without any mass.
     """
     missing = {"density", "bin_left", "bin_right"} - set(map(str, dataset.variables))
     if missing:
@@ -82,14 +83,14 @@ def density(dataset: xr.Dataset) -> Figure:
     axes.set_yscale("log")
     _draw_steps(axes, left, right, values, errors)
     _mark_extremes(axes, dataset, (left[0], right[-1]))
-    axes.set_xlabel("Eigenvalue λ of the Hessian (linear about 0)")
+    axes.set_xlabel("Eigenvalue λ of the Hessian (nat; linear about 0)")
     units = dataset["density"].attrs.get("units", "1")
     axes.set_ylabel("Share of eigenvalues" if units == "1" else f"Density ({units})")
     axes.xaxis.set_major_locator(_sparse_ticks(axes, left[0], right[-1]))
     if "negative_share" in dataset:
-        text = f"share of eigenvalues below 0: {_with_error(dataset, 'negative_share', 2)}"
-        axes.set_title(f"{text}\nundecided near 0: {_with_error(dataset, 'undecided_share', 4)}")
-    figure.legend(loc="outside lower center", ncols=3)
+        surely = f"share of eigenvalues surely below 0: {measured(dataset, 'negative_share')}"
+        axes.set_title(f"{surely}\nso near 0 that the sign is open: {measured(dataset, 'undecided_share')}")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -111,7 +112,9 @@ def smooth_density(dataset: xr.Dataset) -> Figure:
     if np.isfinite(errors).any():
         low, high = np.maximum(values - errors, 0), values + errors
         axes.fill_between(x, low, high, color=_POSITIVE, alpha=0.35, linewidth=0, gid="band")
-    axes.set(xlabel="Eigenvalue λ of the Hessian (linear about 0)", ylabel="Density per decade", ylim=(0, None))
+    axes.set(
+        xlabel="Eigenvalue λ of the Hessian (nat; linear about 0)", ylabel="Density per decade", ylim=(0, None)
+    )
     axes.xaxis.set_major_locator(_sparse_ticks(axes, x[0], x[-1]))
     return figure
 
@@ -153,13 +156,22 @@ def _draw_steps(axes: Axes, left: Floats, right: Floats, values: Floats, errors:
     bottom = float(values[values > 0].min()) / 3
     # A baseline within the axes: filling down to 0 has no place on a logarithmic axis.
     filled = np.where(values > 0, values, bottom)
-    axes.stairs(filled, edges, baseline=bottom, fill=True, color=_POSITIVE, alpha=0.2, linewidth=0)
-    axes.stairs(heights, edges, baseline=None, color=_POSITIVE, linewidth=0.9, gid="density")
+    axes.stairs(filled, edges, baseline=bottom, fill=True, color=_BELOW, linewidth=0)
+    axes.stairs(
+        heights,
+        edges,
+        baseline=None,
+        color=_POSITIVE,
+        linewidth=1.0,
+        gid="density",
+        label="share in a bin",
+        zorder=3,
+    )
     band = np.isfinite(heights) & np.isfinite(errors)
     low, high = np.maximum(values - errors, bottom), values + errors
-    for k in np.flatnonzero(band):
-        ends = edges[k : k + 2]
-        axes.fill_between(ends, low[k], high[k], color=_POSITIVE, alpha=0.35, linewidth=0, gid="band")
+    for i, k in enumerate(np.flatnonzero(band)):
+        label = None if i else "± 1 standard error"
+        axes.fill_between(edges[k : k + 2], low[k], high[k], color=_BAND, linewidth=0, gid="band", label=label)
     axes.set_ylim(bottom, float(np.nanmax(np.where(band, high, values))) * 2)
 
 
@@ -175,7 +187,7 @@ def _mark_extremes(axes: Axes, dataset: xr.Dataset, edges: tuple[float, float]) 
             color=colour,
             markersize=4.0,
             gid=gid,
-            label=f"{gid} {plain(value)}",
+            label=f"{gid} eigenvalue {plain(value)} nat",
             clip_on=False,
             linestyle="none",
         )
@@ -192,10 +204,11 @@ def _sparse_ticks(axes: Axes, low: float, high: float) -> FixedLocator:
     return FixedLocator(sorted(ticks))
 
 
-def _with_error(dataset: xr.Dataset, name: str, digits: int = 4) -> str:
+def measured(dataset: xr.Dataset, name: str, unit: str = "") -> str:
+    """A number of a dataset with its standard error, of an exact one that over the samples where it is known."""
     value = float(dataset[name])
     error = float(dataset[f"{name}_se"]) if f"{name}_se" in dataset else math.nan
     samples = float(dataset[f"{name}_data_se"]) if f"{name}_data_se" in dataset else math.nan
     if error == 0 and math.isfinite(samples):
-        return f"{plain(value, digits)} (exact; ± {plain(samples, 2)} over the samples)"
-    return plain(value, digits) + (f" ± {plain(error, 2)}" if math.isfinite(error) else "")
+        return f"{with_error(value, samples, unit)} (exact; the error is over the samples)"
+    return with_error(value, error, unit)

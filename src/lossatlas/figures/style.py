@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib as mpl
@@ -55,6 +56,8 @@ PHASE_COLOURS = {
 LINE_COLOURS = ("#2b6f97", "#b5454d", "#cf8a2e", "#4f9a6f", "#7a5aa6", "#5a5a5a")
 _NO_VALUE: dict[str, Any] = {"facecolor": "#ebebeb", "edgecolor": "#a0a0a0", "hatch": "//////", "linewidth": 0.0}
 
+_MOST_DECIMALS = 6  # of a number with its error
+
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 
 styled = mpl.rc_context(STYLE)  # a decorator: the style holds inside the function and nowhere else
@@ -95,6 +98,33 @@ def no_value_key(text: str) -> Patch:
 def plain(value: float, digits: int = 3) -> str:
     """A measured number in a text, with a true minus sign: −0.123, 4.2e−5."""
     return f"{value:.{digits}g}".replace("-", "−").replace("e−0", "e−").replace("e+0", "e").replace("e+", "e")
+
+
+def with_error(value: float, error: float, unit: str = "") -> str:
+    """`86.26 ± 0.13 %`: the error with two digits and the value with as many decimals; else four digits.
+
+    Where that takes more than six decimals, a power of ten stands for both: `(−3.10 ± 0.12)e−8`; an error below a
+    millionth of the value, as of rounding, leaves the value its four digits.
+    """
+    if math.isnan(value):
+        return "not measured"
+    tail = f" {unit}" if unit else ""
+    if not math.isfinite(value) or not math.isfinite(error) or error <= 0:
+        return f"{plain(value, 4)}{' ± 0' if error == 0 else ''}{tail}"
+    decimals, power = _decimals(error), 0
+    if decimals > _MOST_DECIMALS:
+        if error < 10.0**-_MOST_DECIMALS * abs(value):
+            return f"{plain(value, 4)} ± {plain(error, 2)}{tail}"
+        power = min(0, math.floor(math.log10(max(abs(value), error))))
+        value, error = value * 10.0**-power, error * 10.0**-power
+        decimals = _decimals(error)
+    text = f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    return (f"({text})e{power}" if power else text).replace("-", "−") + tail
+
+
+def _decimals(error: float) -> int:
+    """Those that show two digits of an error."""
+    return max(0, 1 - math.floor(math.log10(error)))
 
 
 def number(value: float) -> str:

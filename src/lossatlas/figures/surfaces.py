@@ -13,6 +13,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
@@ -36,9 +37,18 @@ Floats = NDArray[np.float64]
 
 _COLOURS = "viridis"
 _LEVELS = 21
-_PANE = (1.7, 1.75)  # inches: one of several panels
+_PANE = (2.4, 2.0)  # inches: one of several panels
 _LEGEND_LINE = 0.13  # inches
 _HALO = [withStroke(linewidth=1.6, foreground="white")]
+_GUESSING: dict[str, Any] = {
+    "color": "white",
+    "linewidth": 0.9,
+    "linestyle": "--",
+    "path_effects": [withStroke(linewidth=1.7, foreground="#606060")],  # seen on bright colours
+}
+_ON_COLOUR = [withStroke(linewidth=5.0, foreground="#33638d", dashes={"dash_offset": 0, "dash_list": None})]
+_CENTRE: dict[str, Any] = {"marker": "o", "color": "white", "markeredgecolor": "black", "markersize": 4.0}
+_WIDE = 3.0  # inches: a figure with room for its legend in one row
 
 
 @styled
@@ -64,8 +74,9 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
     # The longer side is 2.4 in; beside it there is room for the bar and the titles.
     figure = Figure(figsize=(1.4 + 2.4 * min(1, 1 / ratio), 1.0 + 2.4 * min(1, ratio)), layout="constrained")
     axes = figure.add_subplot()
-    drawn, has_holes = _contours(axes, dataset, quantity)
+    drawn = _contours(axes, dataset, quantity)
     keys: list[Any] = list(draw_models(axes, dataset, quantity)) if has_models(dataset) else []
+    keys += _keys(axes, dataset)
     path = _path(dataset if trajectory is None else trajectory)
     if path is not None:
         _draw_path(axes, path)
@@ -73,15 +84,11 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
     for axis, name in zip("xy", ("alpha", "beta"), strict=True):
         axes.set(**{f"{axis}label": axis_label(dataset, name)})
     axes.set_title("\n".join(title_of(dataset, quantity, path)))
-    bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.0, 0.05, 1.0)), label=label_of(dataset, quantity))
-    bar.outline.set_linewidth(0.4)
-    bar.set_ticks(_bar_ticks(drawn.norm))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v, 6)))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    keys += [no_value_key("not finite")] if has_holes else []
+    _draw_bar(axes, drawn, label_of(dataset, quantity))
     if keys:
-        figure.legend(handles=keys, loc="outside lower center" if len(keys) > 1 else "outside lower right")
-        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (len(keys) - 1))
+        columns = len(keys) if figure.get_figwidth() > _WIDE and not has_models(dataset) else 1
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * -(-len(keys) // columns))
     return figure
 
 
@@ -89,11 +96,13 @@ def surface(dataset: xr.Dataset, trajectory: Any = None, *, quantity: str = "los
 def surfaces(rows: Sequence[Mapping[str, xr.Dataset]]) -> Figure:
     """Many surfaces side by side, as contours of the loss with their classes: [Xu2024] Fig. 12.
 
-    Each of `rows` holds datasets as for `surface` by the title of their panel; each panel has its own levels.
+    Each of `rows` holds datasets as for `surface` by the title of their panel; each panel has its own levels. The
+    legend holds the marks of all panels.
     """
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(_PANE[0] * columns, _PANE[1] * len(rows)), layout="constrained")
     panes = figure.subplots(len(rows), columns, squeeze=False)
+    keys: dict[object, Any] = {}
     for axes in panes.flat:
         axes.set_visible(False)
     for pane_row, row in zip(panes, rows, strict=True):
@@ -101,13 +110,15 @@ def surfaces(rows: Sequence[Mapping[str, xr.Dataset]]) -> Figure:
             check_surface(dataset, "loss")
             axes.set_visible(True)
             axes.set_gid(title)
-            drawn, _ = _contours(axes, dataset, "loss")
+            _draw_bar(axes, _contours(axes, dataset, "loss"), label_of(dataset, "loss"))
+            keys |= {key.get_label(): key for key in _keys(axes, dataset)}
             axes.set_box_aspect(1)
-            low, high = drawn.get_clim()
-            kind = shape_of(dataset).kind
-            axes.set_title(f"{title}\n{kind}; {plain(low)} to {plain(high)}", size=SMALL)
+            axes.set_title(f"{title}\n{shape_of(dataset).kind}", size=SMALL)
+            for axis, name in zip("xy", ("alpha", "beta"), strict=True):
+                axes.set(**{f"{axis}label": axis_label(dataset, name)})
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.yaxis.set_major_locator(MaxNLocator(3))
+    figure.legend(handles=list(keys.values()), loc="outside upper center", ncols=len(keys))
     return figure
 
 
@@ -165,8 +176,8 @@ def surface_3d(
     return figure
 
 
-def _contours(axes: Axes, dataset: xr.Dataset, quantity: str) -> tuple[QuadContourSet, bool]:
-    """Filled contours with all marks but the trajectory; whether there are cells without value."""
+def _contours(axes: Axes, dataset: xr.Dataset, quantity: str) -> QuadContourSet:
+    """Filled contours with all marks but the trajectory."""
     alphas, betas, z = grid_of(dataset, quantity)
     norm = norm_of(z)
     spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
@@ -194,19 +205,37 @@ def _contours(axes: Axes, dataset: xr.Dataset, quantity: str) -> tuple[QuadConto
     if holes:
         axes.add_collection(PolyCollection(holes, gid="non-finite", **no_value_style()), autolim=False)
     if not has_models(dataset) and alphas[0] <= 0 <= alphas[-1] and betas[0] <= 0 <= betas[-1]:
-        axes.plot([0], [0], "o", color="white", markeredgecolor="black", markersize=4.0, gid="centre", zorder=5)
+        axes.plot([0], [0], linestyle="none", gid="centre", label="model", zorder=5, **_CENTRE)
     axes.set_xlim(alphas[0], alphas[-1])
     axes.set_ylim(betas[0], betas[-1])
-    return drawn, bool(holes)
+    return drawn
+
+
+def _draw_bar(axes: Axes, drawn: QuadContourSet, label: str) -> None:
+    """The colour bar beside a panel, as high as it is."""
+    bar = axes.get_figure(root=True).colorbar(drawn, cax=axes.inset_axes((1.04, 0.0, 0.05, 1.0)), label=label)  # type: ignore[union-attr]
+    bar.outline.set_linewidth(0.4)
+    bar.set_ticks(_bar_ticks(drawn.norm))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: plain(v, 6)))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _keys(axes: Axes, dataset: xr.Dataset) -> list[Any]:
+    """The legend's entries for the marks that `_contours` has drawn."""
+    drawn = {artist.get_gid(): artist for artist in axes.get_children()}
+    keys: list[Any] = [drawn["centre"]] if "centre" in drawn else []
+    if "guessing" in drawn:
+        label = f"random guessing, {plain(float(dataset.attrs['guessing']))} nat"
+        keys.append(Line2D([], [], label=label, **_GUESSING | {"path_effects": _ON_COLOUR}))
+    return keys + ([no_value_key("not finite")] if "non-finite" in drawn else [])
 
 
 def _draw_guessing(axes: Axes, dataset: xr.Dataset, quantity: str, grid: tuple[Floats, Floats, Any]) -> None:
     level = float(dataset.attrs.get("guessing", math.nan))
     if quantity == "loss" and np.nanmin(grid[2]) < level < np.nanmax(grid[2]):
-        drawn = axes.contour(
-            *grid, levels=[level], colors="white", linewidths=0.9, linestyles="--", corner_mask=False
-        )
-        drawn.set_gid("guessing")
+        style = {"colors": _GUESSING["color"], "linewidths": _GUESSING["linewidth"], "linestyles": "--"}
+        drawn = axes.contour(*grid, levels=[level], corner_mask=False, **style)
+        drawn.set(gid="guessing", path_effects=_GUESSING["path_effects"])
 
 
 def _holes(alphas: Floats, betas: Floats, z: Floats) -> list[Floats]:

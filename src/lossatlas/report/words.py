@@ -1,24 +1,10 @@
-"""Numbers in sentences: a value as precise as its error, lists, counted nouns."""
+"""Numbers in sentences: a value as precise as its error (as figures tell it), lists, counted nouns."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from lossatlas.figures.style import plain
-
-
-def with_error(value: float, error: float, unit: str = "") -> str:
-    """`86.26 ± 0.13 %`: the error with two digits and the value with as many decimals; else four digits."""
-    if math.isnan(value):
-        return "not measured"
-    tail = f" {unit}" if unit else ""
-    if not math.isfinite(error) or error <= 0:
-        return f"{plain(value, 4)}{' ± 0' if error == 0 else ''}{tail}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 6:
-        return f"{plain(value, 4)} ± {plain(error, 2)}{tail}"
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}{tail}".replace("-", "−")
+from lossatlas.figures.style import with_error as with_error
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -185,7 +185,7 @@ def sentences(errors: Sequence[ErrorDetails], sentence: Callable[[ErrorDetails],
     for error in errors:
         if error["type"] == "missing" and isinstance(error["loc"][-1], int):
             *place, last = error["loc"]
-            error = {**error, "type": "too_short", "loc": tuple(place), "ctx": {"min_length": last + 1}}
+            error = {**error, "type": "too_short", "loc": tuple(place), "ctx": {"min_length": int(last) + 1}}
         told[error["loc"], error["type"]] = sentence(error)
     return list(told.values())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import xarray as xr
 
 from lossatlas.specs import Data
 from lossatlas.studies.catalogue import FIGURES
+from lossatlas.studies.index import kinds_of
 from lossatlas.studies.pictures import Picture
 from lossatlas.studies.schema import Study
 from lossatlas.studies.subject import Subject
@@ -24,15 +26,30 @@ def caption(study: Study, subject: Subject, picture: Picture, found: Mapping[str
     figure = study.study.figure
     epochs = {panel.epoch for panel in picture.panels}
     at = f" Epoch {epochs.pop()}." if len(epochs) == 1 and subject.cell is not None else ""
-    told = [f"In the manner of [Xu2024] Fig. {figure}: {FIGURES[figure].title}.", f"{whose(study, subject)}{at}"]
+    told = [f"In the manner of [Xu2024] Fig. {figure}: {FIGURES[figure].title}."]
+    told += filter(None, [appeared(FIGURES[figure].sought, found.values())])
+    told.append(f"{whose(study, subject)}{at}")
     images = "images" if subject.cell is None else "training images"
     loss = "cross entropy" if subject.learner.loss == "cross_entropy" else "loss"
     told.append(f"Mean {loss} of {subject.images} {images}.")
     policies = {str(dataset.attrs.get("batchnorm")) for dataset in found.values()}
     if subject.has_batchnorm and len(policies) == 1:  # with several the panels say it
         told += filter(None, [BATCHNORM.get(policies.pop())])
+    told += filter(None, [picture.marks])
     less = "; ".join(filter(None, [study.reduced, subject.learner.reduced]))
     return " ".join([*told, *([f"Reduced, {less}."] if less else [])])
+
+
+def appeared(sought: Sequence[str], drawn: Iterable[xr.Dataset]) -> str:
+    """Which of the classes that a figure is in search of are among its curves; empty if it seeks none."""
+    if not sought:
+        return ""
+    kinds = Counter(kind for dataset in drawn for kind in kinds_of(dataset))
+    there = [f"{kind} {kinds[kind]} of {kinds.total()} curves" for kind in sought if kinds[kind]]
+    lacking = [kind for kind in sought if not kinds[kind]]
+    told = [f"Found here: {', '.join(there)}"] if there else []
+    told += [f"{'n' if there else 'N'}ot found here: {', '.join(lacking)}"] if lacking else []
+    return f"{'; '.join(told)}."
 
 
 def whose(study: Study, subject: Subject) -> str:

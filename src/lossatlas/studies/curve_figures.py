@@ -17,6 +17,10 @@ ONE_DIMENSIONAL: tuple[OneDimensional, ...] = ("zero", "rescale", "copy")
 VVV = [(gamma, a) for a in (0.0, 0.1) for gamma in (0.1, 0.5, 0.9)]  # the settings of Algorithm 2
 BOTH: Range = (-1.0, 2.0)
 COLUMNS = 5
+_MARGIN = (
+    "Its margin is the smallest step between neighbouring points that goes the right way, or minus the largest "
+    "climb that does not. Red: the second-order expansion about every red dot."
+)
 NEAR = 0.25  # of an eigenvector's length: where its curvature rules
 
 
@@ -112,7 +116,12 @@ def w_peak(s: Subject) -> Iterator[Picture]:
         for row, text, own_best in zip(rows, ("equal length", "own best"), (False, True), strict=True):
             item = probing.rivals(s, epoch, mined, rival, own_best=own_best)
             row.append(Panel(f"epoch {epoch}, {text}", epoch, item))
-    yield Picture("w-peak", "lines", rows)
+    marks = (
+        "Δ: the loss along N.E.1 less that along the mined direction (Mine), mean of both sides, with its "
+        "standard error over the images: at λ = ±1 of equal length, or each curve and side where it is lowest "
+        "(own best)."
+    )
+    yield Picture("w-peak", "lines", rows, marks)
 
 
 def vvv_basin(s: Subject) -> Iterator[Picture]:
@@ -128,12 +137,13 @@ def vvv_basin(s: Subject) -> Iterator[Picture]:
 
 def pieces(s: Subject) -> Iterator[Picture]:
     """Figure 14."""
-    for name, way, reach in (
-        ("mli", ways.from_start(s), (-1.0, 0.0)),
-        ("gmi", ways.gaussian(s, s.late), (-1.0, 1.0)),
+    for name, title, way, reach in (
+        ("mli", "Monotone linear interpolation", ways.from_start(s), (-1.0, 0.0)),
+        ("gmi", "Gaussian monotone increase", ways.gaussian(s, s.late), (-1.0, 1.0)),
     ):
         item = probing.pieces(s, s.late, way, reach)
-        yield Picture(name, "plot", [[Panel(name.upper(), s.late, item)]])
+        marks = f"{name.upper()}: {title}. {_MARGIN}"
+        yield Picture(name, "plot", [[Panel(name.upper(), s.late, item)]], marks)
 
 
 def normalisations(s: Subject) -> Iterator[Picture]:

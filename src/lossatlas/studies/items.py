@@ -32,7 +32,7 @@ VERSIONS = {
     "local-changes": 1,
     "local-angles": 1,
     "local-distances": 1,
-    "local-rivals": 1,
+    "local-rivals": 2,
     "local-held-out": 1,
     "local-pieces": 1,
 }

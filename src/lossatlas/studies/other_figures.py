@@ -12,6 +12,19 @@ from lossatlas.studies.ways import Way, as_long_as
 
 IN_SPACE = ("Gau. 1 - Gau. 2", "P.E.1 - N.E.1", "N.E.1 - N.E.2", "Mine - N.E.1")  # the surfaces of Figure 11
 
+_MINED = (
+    "A fall is significant above 2 standard errors over the images. Red: negative eigenvalues; hatched: too close "
+    "to another eigenvalue to be a direction of its own; dashed: root mean square cosine of a random direction."
+)
+_DENSITY = (
+    "The standard error is over the random vectors. The sign is open where rounding and the number of Lanczos "
+    "steps do not part an eigenvalue from 0; a singular Hessian has many there."
+)
+_CHANGES = (
+    "L(θ + λd) − L(θ) along d ~ N(0, I). The predicted law is the normal one with the moments of the second-order "
+    "expansion, from the gradient's norm, tr H and tr H²."
+)
+
 Plane = tuple[str, int, Sequence[Way], float]  # name, epoch, directions, range
 
 
@@ -23,7 +36,11 @@ def angles(s: Subject) -> Iterator[Picture]:
     start, other = ways.to(s, epoch, 0), ways.to(s, epoch, s.late, other=True)
     chosen = [ways.gaussian(s, epoch), *eigen, downhill, start, late, other, mined]
     item = probing.between(s, epoch, chosen, [downhill, eigen[0], mined])
-    yield Picture("angles", "plot", [[Panel("", epoch, item)]])
+    marks = (
+        "The histograms are of the directions named. ‖v‖ is the length of a direction, which alone decides its "
+        "density p under N(0, I) in n dimensions: ln p = −(n ln 2π + ‖v‖²) / 2."
+    )
+    yield Picture("angles", "plot", [[Panel("", epoch, item)]], marks)
 
 
 def against_gaussians(s: Subject) -> Iterator[Picture]:
@@ -36,7 +53,7 @@ def held_out(s: Subject) -> Iterator[Picture]:
     """Figure 9: early, where mining works, and late."""
     for epoch in dict.fromkeys((s.early, s.late)):
         item = probing.held_out(s, epoch, ways.mined(s, epoch))
-        yield Picture(f"mined-epoch{epoch}", "plot", [[Panel("", epoch, item)]])
+        yield Picture(f"mined-epoch{epoch}", "plot", [[Panel("", epoch, item)]], _MINED)
 
 
 def in_space(s: Subject) -> Iterator[Picture]:
@@ -45,7 +62,7 @@ def in_space(s: Subject) -> Iterator[Picture]:
         if name in IN_SPACE:
             stem = f"{name.replace(' - ', '-').replace('. ', '').replace('.', '')}-epoch{epoch}"
             panel = Panel(name, epoch, surface(s, epoch, pair, reach))
-            yield Picture(stem, "surface_3d", [[panel]])
+            yield Picture(stem, "surface_3d", [[panel]], "The dot is the model.")
             yield Picture(f"{stem}-contours", "plot", [[panel]])
 
 
@@ -91,9 +108,9 @@ def density(s: Subject) -> Iterator[Picture]:
             Panel("", epoch, probing.spectrum(s, epoch)),
             Panel("", epoch, probing.changes(s, epoch)),
         )
-        yield Picture(f"density-epoch{epoch}", "density", [[spectrum]])
-        yield Picture(f"ends-epoch{epoch}", "plot", [[spectrum]])
-        yield Picture(f"changes-epoch{epoch}", "plot", [[changes]])
+        yield Picture(f"density-epoch{epoch}", "density", [[spectrum]], _DENSITY)
+        yield Picture(f"ends-epoch{epoch}", "plot", [[spectrum]], "Bars: residuals ‖Hv − λv‖.")
+        yield Picture(f"changes-epoch{epoch}", "plot", [[changes]], _CHANGES)
 
 
 PICTURES: dict[int, Callable[[Subject], Iterator[Picture]]] = {

@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from lossatlas import figures
+from lossatlas.figures.style import with_error
 from lossatlas.studies.items import Item
 
 TOLERANCE = 1e-4  # nat: ripples of ReLU kinks are no valleys
@@ -34,6 +35,7 @@ class Picture:
     stem: str
     look: Look
     rows: Sequence[Sequence[Panel]]
+    marks: str = ""  # sentences for the caption: what the figure itself cannot explain
 
     @property
     def panels(self) -> list[Panel]:
@@ -68,5 +70,9 @@ def drawn(picture: Picture, found: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _title(panel: Panel, dataset: xr.Dataset) -> str:
-    note = dataset.attrs.get("note")
-    return f"{panel.title}\n{note}" if note else panel.title
+    return f"{panel.title}\nΔ = {advantage_of(dataset)}" if "advantage" in dataset else panel.title
+
+
+def advantage_of(dataset: xr.Dataset) -> str:
+    """By how much the first of two directions is lower, in words."""
+    return with_error(float(dataset["advantage"]), float(dataset["advantage_se"]), "nat")

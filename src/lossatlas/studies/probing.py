@@ -8,11 +8,12 @@ import numpy as np
 import xarray as xr
 
 from lossatlas import local_results, probe_results
-from lossatlas.figures.style import plain
 from lossatlas.landscape import angles, directions, expansion, mining_checks, moments, slices, trace
 from lossatlas.landscape.density import density
 from lossatlas.landscape.operators import hessian
+from lossatlas.results import Quantity, put_with_error
 from lossatlas.studies import vectors
+from lossatlas.studies.catalogue import DRAWS_OF_ANGLES
 from lossatlas.studies.items import Item
 from lossatlas.studies.slicing import Range, content, needs, points_of
 from lossatlas.studies.subject import Subject
@@ -29,7 +30,7 @@ DRAW_SEED = 1000  # of the first Gaussian of Fig. 5, apart from those that are l
 def rivals(subject: Subject, epoch: int, first: Way, second: Way, *, own_best: bool) -> Item:
     """The loss along two directions of equal length, or each as long as it does best; [Xu2024] Fig. 8.
 
-    The attribute `note` tells by how much the first is lower, mean of both sides, with its standard error.
+    `advantage` is by how much the first is lower, mean of both sides, with its standard error `advantage_se`.
     """
     points, rival = points_of(subject, (-1.0, 1.0)), as_long_as(second, first)
 
@@ -41,7 +42,12 @@ def rivals(subject: Subject, epoch: int, first: Way, second: Way, *, own_best: b
         if own_best:
             other = longer(other, BEYOND * max(map(abs, found.second_best.lambdas)))
         curve = slices.line(objective, [one, other], points=points, classes=subject.facts.classes)
-        return curve.to_dataset().assign_attrs(note=f"Δ = {plain(gain.value, 2)} ± {plain(gain.stderr, 1)}")
+        dataset = curve.to_dataset()
+        quantity = Quantity(
+            "advantage", "nat", "loss along the second less that along the first", "mean of both sides"
+        )
+        put_with_error(dataset, quantity, gain.value, gain.stderr, how="paired over the samples")
+        return dataset
 
     settings = {"scales": list(SCALES), "points": points, "own best": own_best}
     work = (4 * len(SCALES) + 2 + 2 * points) * FORWARD * subject.images
@@ -73,7 +79,7 @@ def held_out(subject: Subject, epoch: int, way: Way) -> Item:
 
 def between(subject: Subject, epoch: int, ways: Sequence[Way], watched: Sequence[Way]) -> Item:
     """The angles between directions, and of some of them to Gaussians; [Xu2024] Fig. 5."""
-    draws = 2 * subject.sizes.draws
+    draws = DRAWS_OF_ANGLES * subject.sizes.draws
 
     def make() -> xr.Dataset:
         objective, chosen, few = subject.objective(epoch), made(ways), made(watched)

@@ -18,7 +18,7 @@ from lossatlas.specs import Data, Optimizer, Schedule
 from lossatlas.specs.checks import OWN
 from lossatlas.specs.reading import shortened
 from lossatlas.specs.scaling import check_scale
-from lossatlas.studies.catalogue import FIGURES
+from lossatlas.studies.catalogue import DRAWS_OF_ANGLES, FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
 
 STUDY_FILE = "study.json"  # in the folder of a study
@@ -40,7 +40,16 @@ LEAST_EPOCHS, LEAST_WIDTH = 2, 4
 WIDTHS = ("width",)  # options of a model that shrink
 ODD = ("points", "grid")
 NAMED: Mapping[str, type[Settings]] = {"optimizer": Optimizer, "schedule": Schedule}  # have keys by their names
-TITLES = {"images": "images looked at", "grid": "grid points a side", "points": "points of a curve"}
+TITLES = {
+    "images": "images looked at",
+    "grid": "grid points a side",
+    "points": "points of a curve",
+    "draws": "Gaussians",
+    "pairs": "eigenpairs at either end",
+    "gaussians": "Gaussians",
+    "probes": "random vectors of the density",
+    "steps": "steps of Lanczos",
+}
 
 
 def is_study_folder(path: Path) -> bool:
@@ -293,7 +302,8 @@ def _told(study: Study, small: Sizes, models: int, scale: float) -> str:
     for name in ("images", *FIGURES[study.study.figure].sizes):
         value, now = getattr(study.sizes, name), getattr(small, name)
         if isinstance(value, int) and now < value:
-            told.append(f"{TITLES.get(name, name.replace('_', ' '))} {now}/{value}")
+            times = DRAWS_OF_ANGLES if name == "draws" and study.study.figure == 5 else 1
+            told.append(f"{TITLES.get(name, name.replace('_', ' '))} {times * now}/{times * value}")
     if "mining_start" in FIGURES[study.study.figure].sizes and small.mining_start != study.sizes.mining_start:
         told.append("Algorithm 1 begins at an eigenvector instead of noise")
     return f"scaled by {scale:g}" + (f": {', '.join(told)}" if told else "")

@@ -75,6 +75,12 @@ class Study(Settings):
         """The models that are looked at, in their order."""
         return {name: self.models[name] for name in self.study.models}
 
+    @property
+    def reductions(self) -> dict[str, str]:
+        """What `--scale` has taken away: of all under "reduced", of a model under "reduced NAME"."""
+        of_models = {f"reduced {name}": learner.reduced for name, learner in self.learners.items()}
+        return {title: told for title, told in {"reduced": self.reduced, **of_models}.items() if told}
+
     def data_of(self, learner: Learner) -> Data:
         """The data of a model."""
         return self.data[learner.data]

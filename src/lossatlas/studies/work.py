@@ -20,8 +20,9 @@ from lossatlas.figures.captions import captioned
 from lossatlas.landscape.checkpoints import StopFlag, Stopped
 from lossatlas.studies.captions import caption
 from lossatlas.studies.catalogue import FIGURES
-from lossatlas.studies.index import Index
+from lossatlas.studies.index import Entry, Index
 from lossatlas.studies.items import Item, Lacking, Unavailable, with_needs
+from lossatlas.studies.numbers import tables
 from lossatlas.studies.other_figures import PICTURES
 from lossatlas.studies.pictures import Picture, drawn
 from lossatlas.studies.schema import KnownData, Study
@@ -178,6 +179,7 @@ def check_model(subject: Subject) -> None:
 
 def draw(study: Study, subject: Subject, found: Sequence[Picture], folder: Path, index: Index) -> Iterator[Path]:
     """Draw pictures from the store alone, and yield the files; what cannot be drawn is noted in the index."""
+    noted: set[str] = set()  # a surface stands in space and as contours
     for picture in found:
         known: dict[str, xr.Dataset] = {}
         for panel in picture.panels:
@@ -187,15 +189,20 @@ def draw(study: Study, subject: Subject, found: Sequence[Picture], folder: Path,
                 named = f"{picture.stem}, {panel.title}" if panel.title else picture.stem
                 index.missing.append(f"{subject.name}, {named}: {error}")
             else:
-                index.note((subject.name, panel.epoch), known[panel.item.key])
+                if panel.item.key not in noted:
+                    index.note((subject.name, panel.epoch), known[panel.item.key])
+                noted.add(panel.item.key)
         if not known:
             continue
         try:
-            figure = captioned(drawn(picture, known), caption(study, subject, picture, known))
+            text = caption(study, subject, picture, known)
+            figure = captioned(drawn(picture, known), text)
         except UserError as error:  # as where nothing is finite
             index.missing.append(f"{subject.name}, {picture.stem}: {error}")
             continue
-        yield from figures.save(figure, folder / f"fig{study.study.figure:02}-{subject.name}-{picture.stem}")
+        stem = f"fig{study.study.figure:02}-{subject.name}-{picture.stem}"
+        index.figures.append(Entry(stem, text, tables(picture, known)))
+        yield from figures.save(figure, folder / stem)
 
 
 def _kept(subject: Subject, item: Item) -> xr.Dataset:
@@ -206,8 +213,9 @@ def _kept(subject: Subject, item: Item) -> xr.Dataset:
 
 
 def write_index(study: Study, folder: Path, index: Index) -> Path:
-    """Write the page of classes; returns its path."""
+    """Write the page of classes, figures and numbers; returns its path."""
     title = f"[Xu2024] Figure {study.study.figure}: {FIGURES[study.study.figure].title}"
     path = folder / "index.md"
-    files.write_file(path, index.text(title, study.reduced or "At full size.").encode())
+    reduced = [f"{title[0].upper()}{title[1:]}: {told}." for title, told in study.reductions.items()]
+    files.write_file(path, index.text(title, reduced or ["At full size."]).encode())
     return path

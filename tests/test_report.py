@@ -13,12 +13,12 @@ import xarray as xr
 
 import command
 from grids import build
-from lossatlas import local_results, phases, presets, report, results, specs
+from lossatlas import local_results, phases, presets, report, results, specs, summary
 from lossatlas.cli.explore import lacking
 from lossatlas.figures.grid import scale_of
 from lossatlas.findings import advice, claims, columns
 from lossatlas.findings.evidence import Evidence
-from lossatlas.report import grid, page, sentences, words
+from lossatlas.report import grid, grid_arrays, page, sentences, words
 from lossatlas.report.arrays import Arrays
 from lossatlas.report.markup import Markup, script_json, table, tag
 from lossatlas.report.transitions import crossings, transitions
@@ -327,6 +327,19 @@ def test_what_results_lack_is_told_in_captions() -> None:
     assert lacking(tree) == ""
     tree.attrs |= {"unfinished": "2 of 9 steps", "spec": json.dumps({"reduced": "scaled by 0.1"})}
     assert lacking(tree) == "unfinished: 2 of 9 steps; scaled by 0.1"
+
+
+def test_a_translation_has_a_map_of_bleu() -> None:
+    tree = full()
+    models = tree["models"].to_dataset()
+    scores = (30 - models["test_loss"]).assign_attrs(long_name="BLEU", units="1")
+    tree["models"] = xr.DataTree(models.assign(bleu=scores, bleu_se=xr.zeros_like(scores)))
+    arrays = Arrays()
+    cells = summary.cells(tree)
+    panels = grid_arrays.content(tree, cells, phases.label(tree), arrays)["panels"]
+    assert [panel["name"] for panel in panels][-1] == "bleu"
+    assert panels[-1]["low"] == pytest.approx(cells["bleu"].min().item())
+    assert len(panels) == 8
 
 
 def test_a_run_whose_models_all_failed_has_a_page() -> None:

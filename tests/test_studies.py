@@ -473,7 +473,7 @@ def test_scaling_tells_what_is_less() -> None:
     assert small.data["cifar10"].limit == 5000
     assert (
         small.reduced
-        == "scaled by 0.1: models 1/15, images looked at 100/1000, points of a curve 21/41, gaussians 3/5"
+        == "scaled by 0.1: models 1/15, images looked at 100/1000, points of a curve 21/41, Gaussians 3/5"
     )
     assert small.learners["mlp"].reduced == "epochs 20/200, width 13/128, images of either part 5000/50000"
     assert small.study.random_weights

@@ -203,11 +203,6 @@ def place_text(place: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:g}" for name, value in place.items())
 
 
-def place_title(place: Mapping[str, float]) -> str:
-    """`width = 16, batch_size = 128`."""
-    return ", ".join(f"{name} = {value:g}" for name, value in place.items())
-
-
 def place_suffix(place: Mapping[str, float]) -> str:
     """`-width-16-batch_size-128`, for the names of files."""
     return "".join(f"-{name}-{value:g}" for name, value in place.items())

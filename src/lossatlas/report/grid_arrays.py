@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lossatlas import phases, summary
 from lossatlas.figures.grid import scale_of
-from lossatlas.figures.panels import METRICS, colour_limits
+from lossatlas.figures.panels import METRICS, colour_limits, metrics_of
 from lossatlas.figures.style import LINE_COLOURS, PHASE_COLOURS, number
 from lossatlas.phase_rule import METRICS as RULED
 from lossatlas.phase_rule import PHASES
@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 NO_AXIS = "none"  # stands for the load or the temperature of a grid that has none
 BARS = {  # colour bars without TeX, in few letters
     "test_accuracy": "%",
+    "bleu": "",
     "train_loss": "nat",
     "mode_connectivity": "%",
     "cka": "",
@@ -132,9 +133,9 @@ def add_labels(labels: xr.Dataset, order: list[str], arrays: Arrays, prefix: str
 
 
 def _panels(cells: xr.Dataset) -> list[dict[str, Any]]:
-    """The seven maps with their colours and limits; without limits where no cell has a value."""
+    """The seven maps, and BLEU where it was measured, with colours and limits (none where no cell has a value)."""
     found = []
-    for metric in METRICS:
+    for metric in dict.fromkeys((*METRICS, *metrics_of(cells))):
         values = cells[metric.name].values if metric.name in cells else np.array([np.nan])
         panel: dict[str, Any] = {
             "name": metric.name,

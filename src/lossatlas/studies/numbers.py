@@ -162,11 +162,12 @@ def _angles(dataset: xr.Dataset) -> list[Table]:
 
 
 def _distances(dataset: xr.Dataset) -> list[Table]:
+    """Six digits of the losses: steps are short."""
     draws = dataset["gaussian_loss"].transpose("distance", "draw").values
     along = str(dataset.attrs.get("name", "direction"))
     columns = zip(dataset["distance"].values.tolist(), dataset["loss"].values.tolist(), draws, strict=True)
     rows = [
-        (number(distance), _four(loss), _four(others.min()), _mean(others), str((others < loss).sum()))
+        (number(distance), plain(loss, 6), plain(others.min(), 6), _mean(others), str((others < loss).sum()))
         for distance, loss, others in columns
     ]
     head = ("step (‖θ‖)", f"loss along {along} (nat)", f"least of {draws.shape[1]} Gaussians (nat)")

@@ -567,6 +567,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
             ["models.mlp.train.optimizer.momentum: given although adam has none"],
         ),
         ({"data.cifar10.pth": "x"}, ["data.cifar10.pth: unknown key; allowed are name, path", "mean path?"]),
+        ({"study.seeds": [0]}, ["study.seeds: [0] was given; give at least 2 values"]),
+        ({"study.models": []}, ["study.models: [] was given; give at least 1 value"]),
+        ({"train.keep": [0, 5]}, ["models.mlp.train.keep: [0, 5] was given", "the same of resnet32, "]),
+        ({"task.data.path": "x"}, ["task: unknown key; of a study it is in the sections data and models"]),
     ],
 )
 def test_a_wrong_value_is_told_once_under_its_own_key(changes: dict[str, Any], problems: list[str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -14,7 +15,7 @@ from lossatlas.registry import Facts
 from lossatlas.settings import Count, Positive, Settings
 from lossatlas.specs import Data, Model, Spec, Train
 from lossatlas.specs.checks import hint
-from lossatlas.specs.reading import shortened
+from lossatlas.specs.reading import said, sentences
 from lossatlas.studies.catalogue import FIGURES
 
 
@@ -129,7 +130,7 @@ def validate(raw: Mapping[str, Any], source: str) -> Study:
         # Through JSON, where strict mode takes an array for a tuple but still no text for a number.
         study = Study.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise SpecError(source, [_sentence(each) for each in error.errors()]) from None
+        raise SpecError(source, _once(sentences(error.errors(), _sentence))) from None
     problems = _problems(study)
     if problems:
         raise SpecError(source, problems)
@@ -138,13 +139,26 @@ def validate(raw: Mapping[str, Any], source: str) -> Study:
 
 def _sentence(error: Any) -> str:
     where = ".".join(map(str, error["loc"])) or "the study"
+    if error["type"] == "extra_forbidden" and error["loc"] == ("task",):
+        of_studies = "of a study it is in the sections data and models, as in data.NAME.path"
+        return f"task: unknown key; {of_studies} (task.data.path is of the spec of a grid)"
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key; {_allowed(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{where}: missing; it must be given"
-    return (
-        f"{where}: {shortened(json.dumps(error['input']))} was given; {error['msg'][0].lower()}{error['msg'][1:]}"
-    )
+    return f"{where}: {said(error)}"
+
+
+def _once(problems: Sequence[str]) -> list[str]:
+    """Each problem once; what several models share is told of the first, with the names of the others."""
+    found: dict[str, list[str]] = {}
+    for line in problems:
+        of_model = re.fullmatch(r"models\.([^.:]+)(.*)", line, re.DOTALL)
+        name, text = of_model.groups() if of_model else ("", line)
+        found.setdefault(text, []).append(name)
+    told = []
+    for text, (first, *others) in found.items():
+        also = f" (and the same of {', '.join(others)})" if first and others else ""
+        told.append(f"models.{first}{text}{also}" if first else text)
+    return told
 
 
 def _allowed(loc: tuple[str | int, ...]) -> str:
@@ -181,7 +195,7 @@ def _problems(study: Study) -> list[str]:
         problems += _data_problems(name, data)
     for name in study.study.models:
         problems += _model_problems(study, name)
-    return list(dict.fromkeys(problems))  # models may share what is wrong with their data
+    return _once(problems)  # models may share what is wrong with their data, or with the common recipe
 
 
 def _is_text(data: Data) -> bool:

@@ -280,7 +280,7 @@ def test_the_plan_knows_its_products_and_its_basis() -> None:
     assert seconds[2, 16] == pytest.approx(3 * 10 * (product + cost.ORTHOGONAL * 10 * 10))
     assert seconds[4, 16] == pytest.approx(3 * 20 * (product + cost.ORTHOGONAL * 20 * 10**8))
     one = costs[large.model.model_dump_json()]
-    hessian = cost._memory([s.Hessian(images=50)], large, plan.train((4, 16)), one, DIGITS)
+    hessian = cost._memory([s.Hessian(images=50)], large, plan.train((4, 16)), one, DIGITS, 2)
     both = dict(zip(plan.cells, found.memories, strict=True))[4, 16]
     assert both - hessian == 21 * 4 * 10**8 - cost.KEPT_BYTES  # that of eigenpairs is compressed
     alone = Plan(spec_with({"hessian": {"images": 50}}), "f" * 32)

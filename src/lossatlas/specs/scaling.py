@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -170,14 +169,15 @@ def _told(full: Spec, small: Spec, scale: float) -> str:
     ]
     if _may_stop_early(full) and not _may_stop_early(small):
         parts.append("best weights instead of early-stopped")
-    parts += [f"alike at this scale: {' and '.join(names)}" for names in _made_alike(full, small)]
+    parts += [f"{' and '.join(names)} alike" for names in _made_alike(full, small)]
     return f"scaled by {scale:g} ({', '.join(parts)})" if parts else ""
 
 
-def _made_alike(full: Spec, small: Spec) -> list[tuple[str, str]]:
-    """The pairs of variants that measure the same now, and did not before."""
+def _made_alike(full: Spec, small: Spec) -> list[list[str]]:
+    """The groups of variants that measure the same now, and did not before."""
     before, now = ({name: _measured(each) for name, each in variants(spec).items()} for spec in (full, small))
-    return [(a, b) for a, b in itertools.combinations(now, 2) if now[a] == now[b] and before[a] != before[b]]
+    alike = {str(measured): [name for name in now if now[name] == measured] for measured in now.values()}
+    return [names for names in alike.values() if any(before[name] != before[names[0]] for name in names)]
 
 
 def _measured(spec: Spec) -> list[tuple[str, dict[str, Any], list[tuple[int, int]]]]:

@@ -51,7 +51,7 @@ def logs(out: Path) -> str:
 
 def committed(store: Path) -> dict[str, tuple[int, int]]:
     """Every finished step, with the number and the time of its folder: one that is done again has others."""
-    found = {path: path.parent.stat() for path in store.glob("*/??/*/result.json")}
+    found = {path: path.parent.stat() for path in store.glob("[!.]*/??/*/result.json")}
     return {str(path.relative_to(store)): (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 

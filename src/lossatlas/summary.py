@@ -253,7 +253,7 @@ def _verdicts(
             if where[cell]:
                 text = f"the mean of {name} over the seeds is not positive, so it has no logarithm"
                 found["degenerate", text, "cell"] += 1
-        ranked = sorted(found, key=lambda entry: (_severity(entry[0]), entry))
+        ranked = sorted(found, key=lambda entry: (severity(entry[0]), entry))
         if ranked:
             status[cell] = ranked[0][0]
             reason[cell] = "; ".join(_sentence(entry, found[entry]) for entry in ranked)
@@ -278,7 +278,8 @@ def _texts(
     return lists
 
 
-def _severity(status: str) -> int:
+def severity(status: str) -> int:
+    """The rank of a status in `SEVERITY`, the worst first."""
     return SEVERITY.index(status) if status in SEVERITY else SEVERITY.index("failed")
 
 

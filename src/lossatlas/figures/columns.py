@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lossatlas.errors import UserError
 from lossatlas.figures.captions import explained
 from lossatlas.figures.grid import Scale, grid_of, inches_of, prepare_x, scale_of
+from lossatlas.figures.panels import has_bleu
 from lossatlas.figures.style import (
     DECADES,
     INCH,
@@ -69,7 +70,7 @@ def column(cells: xr.Dataset, *, peak: float | None = None, title: str = "") -> 
         raise UserError(f"peak={peak:g} is no value of {scale.name}: {', '.join(map(number, scale.values))}.")
     top = 0.1 + (0.1 if title else 0.0) + (0.1 if title and peak is not None else 0.0)
     height = top + _STRIP + len(PANELS) * _PANEL + 0.34
-    panels = (_BLEU, *PANELS[1:]) if np.isfinite(_floats(cells, "bleu")).any() else PANELS
+    panels = (_BLEU, *PANELS[1:]) if has_bleu(cells) else PANELS
     figure = Figure(figsize=(_WIDTH, height))
     layout = figure.add_gridspec(
         len(PANELS) + 1,

@@ -101,8 +101,12 @@ def panels(
 
 def metrics_of(cells: xr.Dataset) -> tuple[Metric, ...]:
     """The seven of these cells: how good models are is told by BLEU where it was measured, else by accuracy."""
-    has_bleu = "bleu" in cells and bool(np.isfinite(cells["bleu"]).any())
-    return (_BLEU, *METRICS[1:]) if has_bleu else METRICS
+    return (_BLEU, *METRICS[1:]) if has_bleu(cells) else METRICS
+
+
+def has_bleu(cells: xr.Dataset) -> bool:
+    """Whether BLEU was measured of any cell."""
+    return "bleu" in cells and bool(np.isfinite(cells["bleu"]).any())
 
 
 def best_cell(cells: xr.Dataset) -> tuple[dict[str, float] | None, str]:

@@ -97,13 +97,17 @@ def _shorten(raw: dict[str, Any], train: Train, fewer_samples: float) -> None:
     """Shorten warm-up and wait for an early stop in place, as the number of epochs or steps has become less."""
     fewer = raw["epochs"] / train.epochs
     raw.setdefault("early_stop", {})["start"] = max(1, round(fewer * train.early_stop.start))
-    schedule = train.schedule
-    if schedule.warmup_epochs:
-        raw["schedule"]["warmup_epochs"] = fewer * schedule.warmup_epochs
-    if schedule.warmup_steps:
-        # With n_ref the number of steps is epochs n_ref / batch, whatever the number of samples.
-        of_an_epoch = fewer_samples if train.n_ref is None else raw["n_ref"] / train.n_ref
-        raw["schedule"]["warmup_steps"] = max(1, round(fewer * of_an_epoch * schedule.warmup_steps))
+    # With n_ref the number of steps is epochs n_ref / batch, whatever the number of samples.
+    of_an_epoch = fewer_samples if train.n_ref is None else raw["n_ref"] / train.n_ref
+    shorten_warmup(raw.get("schedule", {}), fewer, of_an_epoch)
+
+
+def shorten_warmup(schedule: dict[str, Any], epochs: float, samples: float) -> None:
+    """Shorten a warm-up in place, of a training of these parts of the epochs and the samples."""
+    if schedule.get("warmup_epochs"):
+        schedule["warmup_epochs"] *= epochs
+    if schedule.get("warmup_steps"):
+        schedule["warmup_steps"] = max(1, round(epochs * samples * schedule["warmup_steps"]))
 
 
 def _take_fewer_samples(raw: dict[str, Any], spec: Spec, scale: float) -> float:

@@ -17,7 +17,7 @@ from lossatlas.settings import Settings
 from lossatlas.specs import Data, Optimizer, Schedule
 from lossatlas.specs.checks import OWN
 from lossatlas.specs.reading import shortened
-from lossatlas.specs.scaling import check_scale
+from lossatlas.specs.scaling import check_scale, shorten_warmup
 from lossatlas.studies.catalogue import DRAWS_OF_ANGLES, FIGURES
 from lossatlas.studies.schema import KnownData, Learner, Sizes, Study, validate
 
@@ -269,7 +269,7 @@ def _smaller(study: Study, learner: Learner, raw: dict[str, Any], scale: float) 
         fewer = min(epochs, max(LEAST_EPOCHS, round(scale * epochs)))
         keep = {min(fewer, max(1, round(scale * epoch))) for epoch in learner.train.keep if epoch}
         raw["train"] |= {"epochs": fewer, "keep": sorted({0, *keep, fewer})}
-        _shorten_warmup(raw["train"].get("schedule", {}), fewer / epochs, scale)
+        shorten_warmup(raw["train"].get("schedule", {}), fewer / epochs, scale)
         told.append(f"epochs {fewer}/{epochs}")
     entry = registry.MODELS.get(learner.model.name)
     defaults = entry.options if entry else {}
@@ -286,14 +286,6 @@ def _smaller(study: Study, learner: Learner, raw: dict[str, Any], scale: float) 
         if now is not None and before is not None and now < before:
             told.append(f"{title} {now}/{before}")
     return {**raw, "reduced": ", ".join(told)}
-
-
-def _shorten_warmup(schedule: dict[str, Any], epochs: float, images: float) -> None:
-    """Shorten a warm-up in place, of a training of these parts of the epochs and the images."""
-    if schedule.get("warmup_epochs"):
-        schedule["warmup_epochs"] *= epochs
-    if schedule.get("warmup_steps"):
-        schedule["warmup_steps"] = max(1, round(epochs * images * schedule["warmup_steps"]))
 
 
 def _told(study: Study, small: Sizes, models: int, scale: float) -> str:

@@ -15,7 +15,7 @@ from lossatlas.measures import STEPS, section_of
 from lossatlas.measures.models import NODE_QUANTITIES, OPERATOR_QUANTITIES
 from lossatlas.results import REASON, STATUS, Quantity
 from lossatlas.specs import Spec
-from lossatlas.summary import SEVERITY, USABLE
+from lossatlas.summary import USABLE, severity
 from lossatlas.sweep.plan import CellPlan, Step
 from lossatlas.sweep.store import Record, Store
 
@@ -58,7 +58,7 @@ def collect(
             group = _group_of(step.name)
             place = cell.cell if group == "cells" else (*cell.cell, *step.seeds)
             target = groups[group][place]
-            status = min(target.get("status", "ok"), _status(step, record), key=_severity)
+            status = min(target.get("status", "ok"), _status(step, record), key=severity)
             target |= {**record.values, "status": status}
             if record.status != "ok":
                 reasons[group, place][record.reason].append(step.name)
@@ -81,12 +81,8 @@ def _group_of(step: str) -> str:
 def _status(step: Step, record: Record) -> str:
     """What a step makes of the status of its model, pair or cell."""
     of_model = step.measure is not None and step.measure.scope == "model"
-    spoils = record.status in USABLE or step.name in MAKING or not of_model
-    return record.status if spoils else "partial"
-
-
-def _severity(status: str) -> int:
-    return SEVERITY.index(status) if status in SEVERITY else SEVERITY.index("failed")
+    spares_the_rest = of_model and step.name not in MAKING and record.status not in USABLE
+    return "partial" if spares_the_rest else record.status
 
 
 def _datasets(spec: Spec, groups: Mapping[str, Records]) -> dict[str, xr.Dataset]:
